@@ -1,0 +1,202 @@
+"""The ``specgen`` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from specgen.v1.specgen_pb2 import IdMapping, SpecJSON, SpecOptions
+from specgen_server.generate import generate
+from specgen_server.option_flags import spec_flags, spec_options
+from specgen_server.spec import InvalidRequest, read_request
+from tvix.build.protos.build_pb2 import BuildRequest
+
+from .files import write_whole
+from .request_files import FORMATS, RequestFileError, read_request_file
+
+__all__ = ["main"]
+
+REFUSED = 1
+USAGE = 2
+NO_ANSWER = 3
+
+
+class _Failed(click.ClickException):
+    """Ends the command with a sentence on standard error and an exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]
+
+    def show(self, file: Any = None) -> None:  # noqa: ARG002
+        click.echo(f"specgen: {self.message}", err=True)
+
+
+@click.group(context_settings={"show_default": True})
+@click.version_option(package_name="tvix-specgen")
+def main() -> None:
+    """Turn tvix build requests into OCI runtime specs, the config.json of runc and crun.
+
+    REQUEST is a file, or - for standard input, with a tvix.build.v1.BuildRequest: binary
+    protobuf (.pb, .binpb), ProtoJSON (.json) or text format (.txtpb, .textproto).
+
+    Exit codes: 0 done; 1 the request was refused; 2 wrong usage, or a file that cannot be
+    read or written; 3 the server cannot be reached, or did not answer in time.
+    """
+
+
+def _request_argument(command: Any) -> Any:
+    command = click.option(
+        "--format",
+        "format_",
+        type=click.Choice(FORMATS),
+        help="What REQUEST is written in, instead of what its ending says.",
+    )(command)
+    return click.argument("request_file", metavar="REQUEST")(command)
+
+
+def _read_request(name: str, format_: Any) -> BuildRequest:
+    try:
+        return read_request_file(name, format_)
+    except RequestFileError as error:
+        raise _Failed(str(error), USAGE) from None
+
+
+def _server_flags(command: Any) -> Any:
+    for flag in (
+        click.option(
+            "--timeout",
+            type=click.FloatRange(min=0, min_open=True),
+            default=30.0,
+            help="Seconds to wait for the server.",
+        ),
+        click.option(
+            "--server",
+            metavar="ADDRESS",
+            help="Ask the server there: HOST:PORT, unix:///PATH or dns:///NAME:PORT."
+            "  [default: none, the spec is made in process]",
+        ),
+    ):
+        command = flag(command)
+    return command
+
+
+@main.command("generate")
+@_request_argument
+@_server_flags
+@spec_flags
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Write config.json here, whole or not at all.  [default: standard output]",
+)
+def generate_command(
+    request_file: str,
+    format_: Any,
+    server: str | None,
+    timeout: float,
+    output: Path | None,
+    **spec_values: Any,
+) -> None:
+    """Print the spec of REQUEST; what would keep it from running goes to standard error."""
+    request = _read_request(request_file, format_)
+    spec = _spec(request, server, timeout, spec_values)
+    _warn(spec)
+    contents = spec.json.encode()
+    if output is None:
+        _print(contents + b"\n")
+        return
+    try:
+        write_whole(output, contents)
+    except OSError as error:
+        raise _Failed(f"cannot write {output}: {error.strerror}", USAGE) from None
+
+
+@main.command("validate")
+@_request_argument
+def validate_command(request_file: str, format_: Any) -> None:
+    """Print every rule that REQUEST breaks, a line each."""
+    request = _read_request(request_file, format_)
+    try:
+        read_request(request)
+    except InvalidRequest as invalid:
+        _print(f"{invalid}\n".encode())
+        sys.exit(REFUSED)
+    click.echo("valid", err=True)
+
+
+def _spec(
+    request: BuildRequest, server: str | None, timeout: float, spec_values: dict[str, Any]
+) -> SpecJSON:
+    """Return the spec, made in process or by a server."""
+    if server is None:
+        try:
+            return generate(request, spec_options(**spec_values))
+        except InvalidRequest as invalid:
+            raise _refused(list(map(str, invalid.violations))) from None
+    return _spec_of_server(request, server, timeout, spec_values)
+
+
+def _spec_of_server(
+    request: BuildRequest, server: str, timeout: float, spec_values: dict[str, Any]
+) -> SpecJSON:
+    from .client import (  # loading gRPC takes longer than all else
+        DeadlineExceeded,
+        RequestRefused,
+        ServerUnavailable,
+        SpecClient,
+        SpecgenError,
+    )
+
+    try:
+        with SpecClient(server, timeout=timeout) as client:
+            return client.generate(request, options=_options_message(spec_values))
+    except RequestRefused as refused:
+        violations = [f"{v.field}: {v.description}" for v in refused.violations]
+        raise _refused(violations or [refused.details]) from None
+    except (ServerUnavailable, DeadlineExceeded) as error:
+        raise _Failed(
+            f"no answer from the server at {server}: {error.details}", NO_ANSWER
+        ) from None
+    except SpecgenError as error:
+        raise _Failed(f"the server at {server} failed: {error}", NO_ANSWER) from None
+
+
+def _options_message(spec_values: dict[str, Any]) -> SpecOptions:
+    """Return just what the flags say; the server has its own for the rest."""
+    options = spec_options(**spec_values)
+    message = SpecOptions()
+    for field in ("rootless", "sandbox_shell", "terminal", "cgroup_namespace"):
+        if spec_values[field] is not None:
+            setattr(message, field, spec_values[field])
+    for field in ("uid_mappings", "gid_mappings"):
+        getattr(message, field).extend(
+            IdMapping(container_id=m.container_id, host_id=m.host_id, size=m.size)
+            for m in getattr(options, field)
+        )
+    return message
+
+
+def _refused(violations: list[str]) -> _Failed:
+    listed = "".join(f"\n  {violation}" for violation in violations)
+    return _Failed(f"the request was refused:{listed}", REFUSED)
+
+
+def _warn(spec: SpecJSON) -> None:
+    for found in spec.diagnostics:
+        click.echo(f"specgen: warning: {found.field}: {found.message} [{found.code}]", err=True)
+
+
+def _print(contents: bytes) -> None:
+    """Write to standard output; who reads it may leave early."""
+    try:
+        sys.stdout.buffer.write(contents)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        # else the interpreter complains when it closes standard output
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,89 @@
+"""Build requests from files: binary protobuf, ProtoJSON or text format."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from google.protobuf import json_format, text_format
+from google.protobuf.message import DecodeError
+
+from tvix.build.protos.build_pb2 import BuildRequest
+
+__all__ = ["FORMATS", "RequestFileError", "read_request_file"]
+
+Format = Literal["binary", "json", "text"]
+FORMATS: tuple[Format, ...] = ("binary", "json", "text")
+
+_FORMAT_OF_ENDING: dict[str, Format] = {
+    ".pb": "binary",
+    ".binpb": "binary",
+    ".bin": "binary",
+    ".json": "json",
+    ".txtpb": "text",
+    ".textpb": "text",
+    ".textproto": "text",
+    ".pbtxt": "text",
+    ".txt": "text",
+}
+
+
+class RequestFileError(Exception):
+    """A file that no request can be read from; its text is a sentence for a person."""
+
+
+def read_request_file(name: str, format_: Format | None = None) -> BuildRequest:
+    """Read a build request from a file, or from standard input for ``-``.
+
+    Without a format the file's ending tells it; what has no known ending is ProtoJSON where
+    it starts with a brace, which no binary request does, and else binary.
+
+    Raises:
+        RequestFileError: it cannot be read, is empty, or is not in that format.
+    """
+    shown = "standard input" if name == "-" else name
+    data = _contents(name, shown)
+    if not data.strip():
+        raise RequestFileError(f"{shown} is empty: a BuildRequest is expected")
+    if format_ is None:
+        format_ = _FORMAT_OF_ENDING.get(Path(name).suffix.lower())
+    if format_ is None:
+        format_ = "json" if data.lstrip().startswith(b"{") else "binary"
+    try:
+        return _PARSERS[format_](data)
+    except (
+        DecodeError,
+        UnicodeDecodeError,
+        json_format.ParseError,
+        text_format.ParseError,
+    ) as error:
+        why = "" if isinstance(error, DecodeError) else f": {_first_line(error)}"
+        raise RequestFileError(
+            f"{shown} is not a BuildRequest in {_NAMES[format_]}{why}"
+            f" (--format says otherwise: {', '.join(FORMATS)})"
+        ) from None
+
+
+def _contents(name: str, shown: str) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        raise RequestFileError(f"cannot read {shown}: {error.strerror}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:200]
+
+
+_PARSERS: dict[Format, Callable[[bytes], BuildRequest]] = {
+    "binary": BuildRequest.FromString,
+    "json": lambda data: json_format.Parse(data, BuildRequest()),
+    "text": lambda data: text_format.Parse(data, BuildRequest()),
+}
+_NAMES: dict[Format, str] = {
+    "binary": "binary protobuf",
+    "json": "ProtoJSON",
+    "text": "protobuf text format",
+}

@@ -1,0 +1,5 @@
+"""``python -m specgen_server``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,72 @@
+"""How a call's SpecOptions message, or its metadata entry, overrides the server's options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+from google.protobuf import json_format
+
+from specgen.v1.specgen_pb2 import SpecOptions as SpecOptionsMessage
+
+from .spec import IdMapping, InvalidRequest, SpecOptions, Violation
+
+__all__ = ["METADATA_KEY", "options_of_message", "options_of_metadata"]
+
+METADATA_KEY = "specgen-options"
+
+
+def options_of_message(message: SpecOptionsMessage, defaults: SpecOptions) -> SpecOptions:
+    """Return ``defaults`` with what the message sets in their place.
+
+    Raises:
+        InvalidRequest: the options that come of it cannot be.
+    """
+
+    def given(field: str) -> Any:
+        return getattr(message, field) if message.HasField(field) else None
+
+    return defaults.override(
+        rootless=given("rootless"),
+        sandbox_shell=given("sandbox_shell"),
+        terminal=given("terminal"),
+        cgroup_namespace=given("cgroup_namespace"),
+        uid_mappings=[IdMapping(m.container_id, m.host_id, m.size) for m in message.uid_mappings],
+        gid_mappings=[IdMapping(m.container_id, m.host_id, m.size) for m in message.gid_mappings],
+    )
+
+
+def options_of_metadata(
+    metadata: Iterable[tuple[str, str | bytes]], defaults: SpecOptions
+) -> SpecOptions:
+    """Return ``defaults`` with what a call's metadata entry sets in their place.
+
+    Raises:
+        InvalidRequest: there is more than one entry, it is no SpecOptions in ProtoJSON, or
+            the options that come of it cannot be.
+    """
+    entries = [value for key, value in metadata if key == METADATA_KEY]
+    if not entries:
+        return defaults
+    if len(entries) > 1:
+        raise _refused("is given more than once: put all options into one entry")
+    return _options_of_json(entries[0], defaults)
+
+
+@lru_cache(maxsize=128)  # a coordinator sends the same entry with every call
+def _options_of_json(entry: str | bytes, defaults: SpecOptions) -> SpecOptions:
+    message = SpecOptionsMessage()
+    try:
+        json_format.Parse(entry, message)
+    except (json_format.ParseError, UnicodeDecodeError, RecursionError, ValueError):
+        known = ", ".join(field.name for field in message.DESCRIPTOR.fields)
+        raise _refused(
+            "must be specgen.v1.SpecOptions as ProtoJSON, "
+            f'such as {{"rootless": false}}; its fields are {known}'
+        ) from None
+    return options_of_message(message, defaults)
+
+
+def _refused(description: str) -> InvalidRequest:
+    return InvalidRequest([Violation(METADATA_KEY, description)], 1)

@@ -1,0 +1,86 @@
+"""The one table from exceptions to gRPC status codes, and how a status leaves the server."""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple, NoReturn
+
+import grpc
+from google.protobuf.any_pb2 import Any
+from google.rpc.error_details_pb2 import BadRequest
+from google.rpc.status_pb2 import Status as RpcStatus
+
+from .spec import InvalidRequest, UnreadableMessage, Violation
+
+__all__ = ["Status", "abort", "status_of"]
+
+logger = logging.getLogger(__name__)
+
+_CODES: dict[type[Exception], grpc.StatusCode] = {
+    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    UnreadableMessage: grpc.StatusCode.INVALID_ARGUMENT,
+}
+
+# Details travel in the trailers, and gRPC drops trailers above 16 KiB whole. What is
+# BASE64 there grows by a third; the message, and what others add, need room as well.
+_MOST_VIOLATIONS = 50
+_MOST_BYTES = 8 * 1024
+_MOST_MESSAGE_CHARS = 1024
+
+
+class Status(NamedTuple):
+    """How a call, or one build of a bulk call, ends without a spec."""
+
+    code: grpc.StatusCode
+    message: str
+    violations: list[Violation]
+
+
+def status_of(error: Exception) -> Status:
+    """Return the status for an exception; one that is not in the table is logged, and INTERNAL."""
+    code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), None)
+    if code is None:
+        logger.error("unexpected error", exc_info=error)
+        return Status(grpc.StatusCode.INTERNAL, "internal error; the server's log has more", [])
+    if not isinstance(error, InvalidRequest):
+        return Status(code, str(error), [])
+
+    sent = _that_fit(error.violations)
+    message = str(error.violations[0])
+    if error.total > 1:
+        message = f"{error.total} violations, the first: {message}"
+    if error.total > len(sent):
+        message += f" (the details hold {len(sent)}, {error.total - len(sent)} more do not fit)"
+    return Status(code, message[:_MOST_MESSAGE_CHARS], sent)
+
+
+def _that_fit(violations: list[Violation]) -> list[Violation]:
+    framing = 8  # bytes of tags and lengths for each, at the most
+    sent: list[Violation] = []
+    room = _MOST_BYTES
+    for violation in violations[:_MOST_VIOLATIONS]:
+        room -= len(violation.field.encode()) + len(violation.description.encode()) + framing
+        if room < 0:
+            break
+        sent.append(violation)
+    return sent
+
+
+def abort(context: grpc.ServicerContext, status: Status) -> NoReturn:
+    """End the call with a status, its violations as google.rpc.BadRequest.
+
+    It raises, so call it outside any ``try``. What it sends is what grpcio-status reads;
+    context.abort_with_status would do the same, but no test channel knows it.
+    """
+    if status.violations:
+        bad_request = BadRequest(
+            field_violations=[
+                BadRequest.FieldViolation(field=v.field, description=v.description)
+                for v in status.violations
+            ]
+        )
+        details = Any()
+        details.Pack(bad_request)
+        rich = RpcStatus(code=status.code.value[0], message=status.message, details=[details])
+        context.set_trailing_metadata((("grpc-status-details-bin", rich.SerializeToString()),))
+    context.abort(status.code, status.message)

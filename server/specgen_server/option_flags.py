@@ -1,0 +1,125 @@
+"""The command-line flags that make SpecOptions, for specgen-server and specgen alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from .host_ids import NoSubordinateIds, host_id_mappings
+from .spec import IdMapping, InvalidRequest, SpecOptions
+
+__all__ = ["spec_flags", "spec_options"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _IdMappingType(click.ParamType[IdMapping]):
+    name = "C:H:S"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> IdMapping:
+        if isinstance(value, IdMapping):
+            return value
+        try:
+            container_id, host_id, size = map(int, value.split(":"))
+        except ValueError:
+            self.fail(
+                f"{value!r} is not CONTAINER_ID:HOST_ID:SIZE in numbers, such as 0:100000:65536",
+                param,
+                ctx,
+            )
+        return IdMapping(container_id, host_id, size)
+
+
+_FLAGS = (
+    click.option(
+        "--rootless/--rootful",
+        default=None,
+        help="Whether the runtime lacks root on its host: the spec then makes a user namespace."
+        "  [default: rootless]",
+    ),
+    click.option(
+        "--sandbox-shell",
+        metavar="PATH",
+        help="What is mounted at /bin/sh for builds that ask for it: a static shell, on the"
+        " builder.  [default: /bin/sh]",
+    ),
+    click.option(
+        "--terminal/--no-terminal",
+        default=None,
+        help="Whether the build gets a terminal.  [default: terminal]",
+    ),
+    click.option(
+        "--cgroup-namespace/--no-cgroup-namespace",
+        default=None,
+        help="Whether the build gets a cgroup namespace.  [default: cgroup-namespace]",
+    ),
+    click.option(
+        "--uid-mapping",
+        "uid_mappings",
+        type=_IdMappingType(),
+        multiple=True,
+        help="S user ids from C on, in the sandbox, are the host's from H on. Repeatable.",
+    ),
+    click.option(
+        "--gid-mapping",
+        "gid_mappings",
+        type=_IdMappingType(),
+        multiple=True,
+        help="The same for group ids. Repeatable.",
+    ),
+    click.option(
+        "--id-mappings",
+        type=click.Choice(["auto", "none"]),
+        help="auto: map ids by this host's /etc/subuid and /etc/subgid, for the user that runs"
+        " this. Right where the builds run on this host.",
+    ),
+)
+
+
+def spec_flags(command: F) -> F:
+    """Add the flags to a click command; ``spec_options`` makes SpecOptions of them."""
+    for flag in reversed(_FLAGS):
+        command = flag(command)
+    return command
+
+
+def spec_options(
+    *,
+    rootless: bool | None,
+    sandbox_shell: str | None,
+    terminal: bool | None,
+    cgroup_namespace: bool | None,
+    uid_mappings: tuple[IdMapping, ...],
+    gid_mappings: tuple[IdMapping, ...],
+    id_mappings: str | None,
+) -> SpecOptions:
+    """Return the options that the flags say, the seed's defaults for those not given.
+
+    Raises:
+        click.UsageError: they cannot be, or the host has no ids to map.
+    """
+    if id_mappings == "auto":
+        if uid_mappings or gid_mappings:
+            raise click.UsageError(
+                "--id-mappings auto does not go with --uid-mapping or --gid-mapping"
+            )
+        if rootless is not False:
+            try:
+                uid_mappings, gid_mappings = host_id_mappings()
+            except (NoSubordinateIds, OSError) as error:
+                raise click.UsageError(f"--id-mappings auto: {error}") from None
+    try:
+        return SpecOptions().override(
+            rootless=rootless,
+            sandbox_shell=sandbox_shell,
+            terminal=terminal,
+            cgroup_namespace=cgroup_namespace,
+            uid_mappings=uid_mappings,
+            gid_mappings=gid_mappings,
+        )
+    except InvalidRequest as error:
+        raise click.UsageError(str(error)) from None

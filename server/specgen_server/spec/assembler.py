@@ -1,0 +1,30 @@
+"""The OCI runtime spec of a build request, section by section.
+
+It follows tvix's ``make_spec`` (build/src/oci/spec.rs) part for part. Like that one it
+does no I/O: what depends on the host comes in as options, and paths in the spec are
+relative to the bundle (see bundle.py).
+"""
+
+from __future__ import annotations
+
+from . import oci
+from .linux import configure_linux
+from .mounts import configure_mounts
+from .options import SpecOptions
+from .process import configure_process
+from .request import Request
+
+__all__ = ["make_spec"]
+
+_ROOT = oci.encoded(oci.Root("root", readonly=True))
+
+
+def make_spec(request: Request, options: SpecOptions) -> oci.Spec:
+    """Return the spec of a valid request (seed: ``make_spec``)."""
+    return oci.Spec(
+        process=configure_process(request, options),
+        linux=configure_linux(allow_network=request.constraints.network_access, options=options),
+        root=_ROOT,
+        hostname="localhost",
+        mounts=configure_mounts(request, options),
+    )

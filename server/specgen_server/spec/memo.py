@@ -1,0 +1,42 @@
+"""A bounded memo whose hits cost one dictionary look-up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+__all__ = ["Memo"]
+
+K = TypeVar("K", bytes, str)
+V = TypeVar("V")
+
+
+class Memo(dict[K, V]):
+    """A pure function with its recent results: ``memo[key]`` is ``function(key)``.
+
+    A dictionary, so that ``map(memo.__getitem__, keys)`` stays in C for every hit.
+    It holds two generations of at most ``limit`` results each: when the younger is
+    full it becomes the older one, and what the older one held is forgotten. A
+    result that is asked for again is carried into the younger. Exceptions are not
+    kept, nor are results for keys longer than ``longest``. Threads may share a memo:
+    at worst they compute a result twice.
+    """
+
+    def __init__(self, function: Callable[[K], V], *, limit: int, longest: int) -> None:
+        super().__init__()
+        self._function: Callable[[K], V] = function
+        self._limit = limit
+        self._longest = longest
+        self._older: dict[K, V] = {}
+
+    def __missing__(self, key: K) -> V:
+        try:
+            value = self._older[key]
+        except KeyError:
+            value = self._function(key)
+        if len(key) <= self._longest:
+            if len(self) >= self._limit:
+                self._older = self.copy()
+                self.clear()
+            self[key] = value
+        return value

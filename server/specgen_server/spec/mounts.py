@@ -1,0 +1,72 @@
+"""The mounts section: what the sandbox sees of the bundle and of the host, in order."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from . import oci
+from .bundle import input_path, scratch_path
+from .memo import Memo
+from .options import SpecOptions
+from .request import Request
+
+__all__ = ["configure_mounts"]
+
+_TMP = oci.encoded(oci.Mount("/tmp", "tmpfs", "tmpfs", ("nosuid", "noatime", "mode=700")))
+
+_RW = ("rbind", "rw")
+_RO = ("rbind", "ro")
+
+# Without "nosuid" a bind mount in a user namespace fails with a bare "permission denied"
+# where the source's file system has it:
+# https://github.com/wllenyj/containerd/commit/42a386c8164bef16d59590c61ab00806f854d8fd
+_RO_INPUT = (*_RO, "nosuid", "nodev")
+
+# What a build with network access needs to resolve names.
+_ETC_FILES = tuple(
+    oci.encoded(oci.Mount(path, "none", path, _RO))
+    for path in ("/etc/resolv.conf", "/etc/services", "/etc/hosts")
+)
+
+
+def configure_mounts(request: Request, options: SpecOptions) -> list[oci.Mount]:
+    """Return the mounts (seed: ``configure_mounts``).
+
+    A later mount covers an earlier one at or above its destination.
+    """
+    constraints = request.constraints
+    mounts = [*(oci.ROOTLESS_MOUNTS if options.rootless else oci.DEFAULT_MOUNTS), _TMP]
+    for path in request.scratch_paths:
+        mounts.append(_bind(scratch_path(path), "/" + path, _RW))
+    input_mounts = _input_mounts(request.inputs_dir)
+    mounts += map(input_mounts.__getitem__, [input_.name for input_ in request.inputs])
+    for path in constraints.available_ro_paths:
+        mounts.append(_bind(path, path, _RO))
+    if constraints.provide_bin_sh:
+        mounts.append(_bind(options.sandbox_shell, "/bin/sh", _RO))
+    if constraints.network_access:
+        mounts += _ETC_FILES
+    return mounts
+
+
+def _bind(source: str, destination: str, options: tuple[str, ...]) -> oci.Mount:
+    return oci.Mount(destination, "none", source, options)
+
+
+_KNOWN_DIRS = 4
+_KNOWN_INPUTS = 16_384
+
+
+@lru_cache(maxsize=_KNOWN_DIRS)
+def _input_mounts(inputs_dir: str) -> Memo[str, oci.Mount]:
+    """Return the mounts of inputs into a directory, by name, encoded.
+
+    Most inputs of a build are those of the build before; encoding them anew is a third
+    of what a spec costs.
+    """
+    parent = f"/{inputs_dir}/" if inputs_dir else "/"
+    return Memo(
+        lambda name: oci.encoded(_bind(input_path(name), parent + name, _RO_INPUT)),
+        limit=_KNOWN_INPUTS,
+        longest=255,
+    )

@@ -1,0 +1,187 @@
+"""The types of the OCI runtime spec that a build needs, and what oci-spec fills in.
+
+Types: opencontainers/runtime-spec, config.md and config-linux.md, in the order in
+which Rust's oci-spec writes them. Values: oci-spec 0.6.4, src/runtime, unless noted.
+An optional key that is not set is absent from the JSON; ``omit_defaults`` sees to it.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar, cast
+
+import msgspec
+
+__all__ = [
+    "DEFAULT_MOUNTS",
+    "OCI_VERSION",
+    "ROOTLESS_MOUNTS",
+    "Capabilities",
+    "DeviceCgroup",
+    "IdMap",
+    "Linux",
+    "Mount",
+    "Namespace",
+    "Process",
+    "Resources",
+    "Rlimit",
+    "Root",
+    "Spec",
+    "User",
+    "decode",
+    "encode",
+    "encoded",
+]
+
+OCI_VERSION = "1.0.2-dev"
+
+
+class Root(msgspec.Struct, frozen=True):
+    """The root file system."""
+
+    path: str
+    readonly: bool
+
+
+class Mount(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A mount; a relative source is relative to the bundle."""
+
+    destination: str
+    type: str
+    source: str
+    options: tuple[str, ...] = ()
+
+
+class User(msgspec.Struct, frozen=True):
+    """Who the process is, within the sandbox."""
+
+    uid: int
+    gid: int
+
+
+class Capabilities(msgspec.Struct, frozen=True):
+    """The five sets of capabilities(7)."""
+
+    bounding: tuple[str, ...]
+    effective: tuple[str, ...]
+    inheritable: tuple[str, ...]
+    permitted: tuple[str, ...]
+    ambient: tuple[str, ...]
+
+
+class Rlimit(msgspec.Struct, frozen=True):
+    """A resource limit, see setrlimit(2)."""
+
+    type: str
+    hard: int
+    soft: int
+
+
+class Process(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The command, and what it may do."""
+
+    terminal: bool
+    user: User
+    args: list[str]
+    env: list[str]
+    cwd: str
+    capabilities: Capabilities
+    rlimits: tuple[Rlimit, ...]
+    no_new_privileges: bool
+
+
+class IdMap(msgspec.Struct, frozen=True):
+    """A line of a user namespace's uid_map or gid_map."""
+
+    container_id: int = msgspec.field(name="containerID")
+    host_id: int = msgspec.field(name="hostID")
+    size: int
+
+
+class DeviceCgroup(msgspec.Struct, frozen=True):
+    """A rule of the device cgroup."""
+
+    allow: bool
+    access: str
+
+
+class Resources(msgspec.Struct, frozen=True):
+    """Cgroup limits."""
+
+    devices: tuple[DeviceCgroup, ...]
+
+
+class Namespace(msgspec.Struct, frozen=True):
+    """A new namespace for the sandbox."""
+
+    type: str
+
+
+class Linux(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """What only Linux has."""
+
+    uid_mappings: tuple[IdMap, ...] = ()
+    gid_mappings: tuple[IdMap, ...] = ()
+    resources: Resources = msgspec.field()
+    namespaces: tuple[Namespace, ...]
+    masked_paths: tuple[str, ...]
+    readonly_paths: tuple[str, ...]
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """config.json."""
+
+    oci_version: str = OCI_VERSION
+    root: Root
+    mounts: list[Mount]
+    process: Process
+    hostname: str
+    annotations: dict[str, str] = msgspec.field(default_factory=dict)
+    linux: Linux
+
+
+encode = msgspec.json.Encoder().encode
+"""Return the compact JSON of any value of these types, the same bytes every time."""
+
+decode = msgspec.json.Decoder(Spec).decode
+"""Return the Spec of its JSON, all parts typed."""
+
+T = TypeVar("T")
+
+
+def encoded(value: T) -> T:
+    """Return a constant's JSON, made once, in the place of the constant.
+
+    ``encode`` copies it as it stands. To the type checker it is what it was; to read
+    its fields back, ``decode`` the encoded spec.
+    """
+    return cast(T, msgspec.Raw(encode(value)))
+
+
+def _standard_mounts(pts: Mount, sys: Mount) -> tuple[Mount, ...]:
+    nosuid_noexec_nodev = ("nosuid", "noexec", "nodev")
+    mounts = (
+        Mount("/proc", "proc", "proc"),
+        Mount("/dev", "tmpfs", "tmpfs", ("nosuid", "strictatime", "mode=755", "size=65536k")),
+        pts,
+        Mount("/dev/shm", "tmpfs", "shm", (*nosuid_noexec_nodev, "mode=1777", "size=65536k")),
+        Mount("/dev/mqueue", "mqueue", "mqueue", nosuid_noexec_nodev),
+        sys,
+        Mount("/sys/fs/cgroup", "cgroup", "cgroup", (*nosuid_noexec_nodev, "relatime", "ro")),
+    )
+    return tuple(map(encoded, mounts))
+
+
+_PTS = ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620")
+
+DEFAULT_MOUNTS = _standard_mounts(
+    pts=Mount("/dev/pts", "devpts", "devpts", (*_PTS, "gid=5")),
+    sys=Mount("/sys", "sysfs", "sysfs", ("nosuid", "noexec", "nodev", "ro")),
+)
+"""oci-spec's get_default_mounts."""
+
+ROOTLESS_MOUNTS = _standard_mounts(
+    # group 5 has no mapping there, and a sysfs needs a network namespace of one's own
+    pts=Mount("/dev/pts", "devpts", "devpts", _PTS),
+    sys=Mount("/sys", "none", "/sys", ("nosuid", "noexec", "nodev", "ro", "rbind")),
+)
+"""oci-spec's get_rootless_mounts."""
