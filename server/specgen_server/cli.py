@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import os
 import signal
 import sys
-import threading
+from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
-from .listeners import AddressError, UnixSocketLock, bind, unix_path
+from .addresses import AddressError, reserve, unix_path
+from .logs import configure_logging
 from .option_flags import spec_flags, spec_options
-from .server import build_server
-from .settings import Settings
+from .policy import Policy
+from .reports import STOP_SIGNALS, Report
+from .settings import Settings, TlsFiles
 
 __all__ = ["main"]
+
+logger = logging.getLogger(__name__)
+
+
+class _OctalType(click.ParamType[int]):
+    name = "OCTAL"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            mode = int(value, 8)
+        except ValueError:
+            mode = -1
+        if not 0 <= mode <= 0o777:
+            self.fail(f"{value!r} is not a file mode such as 660", param, ctx)
+        return mode
+
+
+_SECONDS = click.FloatRange(min=0)
+_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command(context_settings={"auto_envvar_prefix": "SPECGEN", "show_default": True})
@@ -25,42 +49,147 @@ __all__ = ["main"]
     metavar="ADDRESS",
     multiple=True,
     default=("127.0.0.1:50051",),
-    help="HOST:PORT or unix:///PATH. Repeatable. Port 0 takes a free one, and prints it.",
+    help="HOST:PORT or unix:///PATH. Repeatable. Port 0 takes a free one, and says which.",
+)
+@click.option("--unix-mode", type=_OctalType(), default="660", help="Mode of unix sockets.")
+@click.option("--unix-group", metavar="NAME", help="Group of unix sockets.  [default: ours]")
+@click.option("--tls-cert", type=_FILE, help="Speak TLS on tcp, with this certificate chain (PEM).")
+@click.option("--tls-key", type=_FILE, help="Its private key (PEM).")
+@click.option(
+    "--tls-client-ca", type=_FILE, help="Ask callers for certificates that it signed (PEM)."
 )
 @spec_flags
 @click.option(
+    "--allow-ro-path",
+    "allow_ro_paths",
+    metavar="GLOB",
+    multiple=True,
+    help="Host paths that builds may see; * stays within a segment. Repeatable.  [default: all]",
+)
+@click.option("--deny-network", is_flag=True, help="Refuse builds that want the network.")
+@click.option("--deny-host-shell", is_flag=True, help="Refuse builds that want /bin/sh provided.")
+@click.option("--no-option-overrides", is_flag=True, help="Refuse options given with a call.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Worker processes.  [default: one per CPU; one where a unix socket is listened on]",
+)
+@click.option(
+    "--max-message-bytes",
+    type=click.IntRange(min=1024, max=2**31 - 1),
+    default=64 * 1024 * 1024,
+    help="Largest message, in either direction.",
+)
+@click.option(
+    "--max-in-flight",
+    type=click.IntRange(min=1),
+    default=256,
+    help="Calls in flight in one worker; more get RESOURCE_EXHAUSTED.",
+)
+@click.option(
+    "--max-streams",
+    type=click.IntRange(min=1),
+    default=64,
+    help="Bulk calls in flight in one worker; more get RESOURCE_EXHAUSTED.",
+)
+@click.option(
+    "--max-connection-age",
+    type=_SECONDS,
+    default=0.0,
+    help="Seconds until a client is asked to connect anew, for rebalancing; 0 for never.",
+)
+@click.option(
+    "--drain-delay",
+    type=_SECONDS,
+    default=0.0,
+    help="Seconds between saying NOT_SERVING and taking no more calls, when stopping.",
+)
+@click.option(
     "--grace",
-    type=click.FloatRange(min=0),
-    default=10.0,
-    help="Seconds that calls in flight get to finish when the server stops.",
+    type=_SECONDS,
+    default=30.0,
+    help="Seconds that calls in flight then get to finish.",
+)
+@click.option("--metrics", metavar="HOST:PORT", help="Serve Prometheus metrics there.")
+@click.option("--log-format", type=click.Choice(["human", "json"]), default="human")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    help="From info on, there is a line a call.",
 )
 @click.version_option(package_name="tvix-specgen")
-def main(listen: tuple[str, ...], grace: float, **spec_values: Any) -> None:
+def main(
+    tls_cert: Path | None, tls_key: Path | None, tls_client_ca: Path | None, **values: Any
+) -> None:
     """Serve specgen.v1.SpecService: a tvix BuildRequest in, an OCI runtime spec out.
 
     Every option can be given as an environment variable too: SPECGEN_LISTEN,
-    SPECGEN_SANDBOX_SHELL and so on.
+    SPECGEN_SANDBOX_SHELL and so on; several values in one are separated by blanks.
+
+    SIGTERM and SIGINT stop it in order, a second one at once.
     """
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level="INFO")
-    settings = Settings(listen=listen, options=spec_options(**spec_values), grace=grace)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    if (tls_cert is None) != (tls_key is None):
+        raise click.UsageError("--tls-cert and --tls-key go together")
+    if tls_client_ca and not tls_cert:
+        raise click.UsageError("--tls-client-ca needs --tls-cert and --tls-key")
+    tls = TlsFiles(tls_cert, tls_key, tls_client_ca) if tls_cert and tls_key else None
+    policy = Policy(**{name: values.pop(name) for name in Policy.__struct_fields__})
+    workers = _workers(values.pop("workers"), values["listen"])
+    own = {name: values.pop(name) for name in Settings.__struct_fields__ if name in values}
+    settings = Settings(
+        tls=tls, policy=policy, workers=workers, options=spec_options(**values), **own
+    )
+    configure_logging(settings.log_format, settings.log_level)
+    # before any thread is there: all of them inherit the mask, and we wait for the signals
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    code = _run(settings)
+    sys.stderr.flush()
+    os._exit(code)  # threads may still hold calls of clients that do not go
+
+
+def _workers(asked: int | None, listen: tuple[str, ...]) -> int:
+    sockets = [address for address in listen if unix_path(address)]
+    if asked is None:
+        return 1 if sockets else len(os.sched_getaffinity(0))
+    if asked > 1 and len(sockets) == len(listen):
+        raise click.UsageError("a unix socket takes one worker: leave out --workers")
+    return asked
+
+
+def _run(settings: Settings) -> int:
+    # what a supervisor does not need, it does not load
+    from .metrics import Metrics, serve_metrics
+
+    shared = settings.workers > 1
     try:
-        _serve(settings, stop)
+        reservations = [reserve(address, shared=shared) for address in settings.listen]
+        settings = msgspec.structs.replace(
+            settings, listen=tuple(reservation.address for reservation in reservations)
+        )
+        metrics = Metrics()
+        if settings.metrics:
+            serve_metrics(settings.metrics, metrics)
+        if shared:
+            from .supervisor import supervise
+
+            return supervise(settings, metrics)
+
+        from .credentials import CredentialsError
+        from .worker import serve
     except AddressError as error:
-        click.echo(f"specgen-server: {error}", err=True)
-        sys.exit(1)
+        logger.error("%s", error)
+        return 1
 
+    def serving(addresses: list[str]) -> None:
+        for address in addresses:
+            logger.info("listening on %s", address)
 
-def _serve(settings: Settings, stop: threading.Event) -> None:
-    server, _ = build_server(settings)
-    with contextlib.ExitStack() as locks:
-        for address in settings.listen:
-            path = unix_path(address)
-            if path is not None:
-                locks.enter_context(UnixSocketLock(path))
-            click.echo(f"listening on {bind(server, address)}", err=True)
-        server.start()
-        stop.wait()
-        server.stop(settings.grace).wait()
+    def report(counted: Report) -> None:
+        metrics.add(0, counted.stats, counted.in_flight)
+
+    try:
+        return serve(settings, report=report if settings.metrics else None, serving=serving)
+    except (AddressError, CredentialsError) as error:
+        logger.error("%s", error)
+        return 1

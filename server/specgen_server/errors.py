@@ -10,15 +10,26 @@ from google.protobuf.any_pb2 import Any
 from google.rpc.error_details_pb2 import BadRequest
 from google.rpc.status_pb2 import Status as RpcStatus
 
+from .policy import Denied
 from .spec import InvalidRequest, UnreadableMessage, Violation
 
-__all__ = ["Status", "abort", "status_of"]
+__all__ = ["Overloaded", "Status", "abort", "status_of"]
 
 logger = logging.getLogger(__name__)
+
+
+class Overloaded(Exception):
+    """There are as many calls in flight as the server takes."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} calls are in flight, which is this server's limit: try later")
+
 
 _CODES: dict[type[Exception], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     UnreadableMessage: grpc.StatusCode.INVALID_ARGUMENT,
+    Denied: grpc.StatusCode.PERMISSION_DENIED,
+    Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
 # Details travel in the trailers, and gRPC drops trailers above 16 KiB whole. What is
@@ -42,7 +53,7 @@ def status_of(error: Exception) -> Status:
     if code is None:
         logger.error("unexpected error", exc_info=error)
         return Status(grpc.StatusCode.INTERNAL, "internal error; the server's log has more", [])
-    if not isinstance(error, InvalidRequest):
+    if not isinstance(error, InvalidRequest | Denied):
         return Status(code, str(error), [])
 
     sent = _that_fit(error.violations)

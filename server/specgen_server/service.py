@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -19,13 +18,15 @@ from specgen.v1.specgen_pb2 import (
 )
 from tvix.build.protos.build_pb2 import BuildRequest
 
-from .call_options import options_of_message, options_of_metadata
+from .call_options import METADATA_KEY, options_of_message, options_of_metadata
 from .errors import abort, status_of
 from .generate import generate
-from .spec import SpecOptions, UnreadableMessage
+from .policy import Policy
+from .spec import Request, SpecOptions, UnreadableMessage
 from .spec.wire import view_of
+from .stats import current_call
 
-__all__ = ["SERVICE_NAME", "SpecServicer", "add_to_server"]
+__all__ = ["SERVICE_NAME", "SpecServicer"]
 
 SERVICE_NAME = specgen_pb2.DESCRIPTOR.services_by_name["SpecService"].full_name
 
@@ -36,18 +37,19 @@ class SpecServicer:
     """specgen.v1.SpecService.
 
     Its methods take messages, as grpcio-testing passes them, or their wire form, as
-    ``add_to_server`` has them: so a message that does not parse is theirs to answer.
+    calls.py registers them: so a message that does not parse is theirs to answer.
     """
 
-    def __init__(self, options: SpecOptions | None = None) -> None:
+    def __init__(self, options: SpecOptions | None = None, policy: Policy | None = None) -> None:
         self._options = options or SpecOptions()
+        self._policy = policy or Policy()
 
     def GenerateSpec(  # noqa: N802
         self, request: BuildRequest | bytes, context: grpc.ServicerContext
     ) -> SpecJSON:
         """Answer with the spec of one build."""
         try:
-            return generate(request, self._options_of(context))
+            return self._generate(request, self._options_of(context))
         except Exception as error:
             status = status_of(error)
         abort(context, status)
@@ -68,7 +70,18 @@ class SpecServicer:
         abort(context, status)
 
     def _options_of(self, context: grpc.ServicerContext) -> SpecOptions:
-        return options_of_metadata(context.invocation_metadata(), self._options)
+        options = options_of_metadata(context.invocation_metadata(), self._options)
+        self._policy.check_overrides(options, self._options, METADATA_KEY)
+        return options
+
+    def _generate(self, build_request: BuildRequest | bytes, options: SpecOptions) -> SpecJSON:
+        return generate(build_request, options, admit=lambda read: self._admit(read, options))
+
+    def _admit(self, request: Request, options: SpecOptions) -> None:
+        call = current_call.get()
+        if call:
+            call.builds.append(len(request.inputs))
+        self._policy.check(request, options, self._options)
 
     def _results(
         self,
@@ -82,37 +95,22 @@ class SpecServicer:
         except DecodeError:
             raise UnreadableMessage(GenerateSpecsRequest.DESCRIPTOR.full_name) from None
         options = options_of_message(view.options, defaults)
+        self._policy.check_overrides(options, defaults, "options")
         for build_request in view.requests:
             if not context.is_active():
                 return  # nobody waits for the rest
-            yield _result(build_request, options)
+            yield self._result(build_request, options)
 
-
-def _result(build_request: bytes, options: SpecOptions) -> SpecResult:
-    try:
-        return SpecResult(spec=generate(build_request, options))
-    except Exception as error:
-        status = status_of(error)
-    violations = [
-        FieldViolation(field=v.field, description=v.description) for v in status.violations
-    ]
-    return SpecResult(
-        error=SpecError(code=status.code.value[0], message=status.message, violations=violations)
-    )
-
-
-def add_to_server(servicer: SpecServicer, server: grpc.Server) -> None:
-    """Register the servicer so that it gets the wire form of requests.
-
-    With the generated registration, a message that does not parse would end as INTERNAL
-    before any code of ours could say what is wrong.
-    """
-    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-        "GenerateSpec": grpc.unary_unary_rpc_method_handler(
-            servicer.GenerateSpec, response_serializer=SpecJSON.SerializeToString
-        ),
-        "GenerateSpecs": grpc.stream_stream_rpc_method_handler(
-            servicer.GenerateSpecs, response_serializer=GenerateSpecsResponse.SerializeToString
-        ),
-    }
-    server.add_registered_method_handlers(SERVICE_NAME, handlers)
+    def _result(self, build_request: bytes, options: SpecOptions) -> SpecResult:
+        try:
+            return SpecResult(spec=self._generate(build_request, options))
+        except Exception as error:
+            status = status_of(error)
+        violations = [
+            FieldViolation(field=v.field, description=v.description) for v in status.violations
+        ]
+        return SpecResult(
+            error=SpecError(
+                code=status.code.value[0], message=status.message, violations=violations
+            )
+        )

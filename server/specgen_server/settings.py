@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
+import msgspec
+
+from .policy import Policy
 from .spec import SpecOptions
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "TlsFiles"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Everything that a worker needs to know; it can be pickled."""
+class TlsFiles(msgspec.Struct, frozen=True):
+    """PEM files; they are read again when they change."""
+
+    cert: Path
+    key: Path
+    client_ca: Path | None = None
+    """Who signs the certificates that callers must show; None asks for none."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that a worker needs to know; a supervisor hands it over as JSON."""
 
     listen: tuple[str, ...] = ("127.0.0.1:50051",)
-    options: SpecOptions = field(default_factory=SpecOptions)
+    unix_mode: int = 0o660
+    unix_group: str | None = None
+    tls: TlsFiles | None = None
+    options: SpecOptions = msgspec.field(default_factory=SpecOptions)
+    policy: Policy = msgspec.field(default_factory=Policy)
+
+    workers: int = 1
     max_message_bytes: int = 64 * 1024 * 1024
-    threads: int = 4
-    grace: float = 10.0
-    """Seconds that calls in flight get to finish, once the server stops."""
+    max_in_flight: int = 256
+    """Unary calls at a time in one worker; beyond it, RESOURCE_EXHAUSTED."""
+    max_streams: int = 64
+    """Bulk calls at a time in one worker; each holds a thread."""
+    max_connection_age: float = 0
+    """Seconds after which a client is asked to connect anew; 0 for never."""
+
+    drain_delay: float = 0
+    """Seconds between saying NOT_SERVING and taking no more calls."""
+    grace: float = 30.0
+    """Seconds that calls in flight then get to finish."""
+
+    metrics: str | None = None
+    log_format: Literal["human", "json"] = "human"
+    log_level: str = "info"

@@ -1,0 +1,99 @@
+"""TLS for the server, from files that may be replaced while it runs."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import threading
+import time
+from pathlib import Path
+
+import grpc
+
+from .settings import TlsFiles
+
+__all__ = ["CredentialsError", "server_credentials"]
+
+logger = logging.getLogger(__name__)
+
+_LOOK_EVERY = 1.0  # seconds; each new connection asks
+
+
+class CredentialsError(Exception):
+    """The files are no usable certificate; its text says why, for a person."""
+
+
+def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
+    """Return credentials that follow the files: new connections get what is in them now.
+
+    Files that cannot be used, such as half-written ones, leave the former in force.
+
+    Raises:
+        CredentialsError: they cannot be used at the start.
+    """
+    reload = _Reload(files)
+    return grpc.dynamic_ssl_server_credentials(
+        reload.configuration,
+        reload,  # type: ignore[arg-type]  # None is allowed, and says "no change"
+        require_client_authentication=files.client_ca is not None,
+    )
+
+
+class _Reload:
+    """Called by gRPC for each new connection: None means that nothing has changed."""
+
+    def __init__(self, files: TlsFiles) -> None:
+        self._files = files
+        self._lock = threading.Lock()
+        self._looked = time.monotonic()
+        self._stamp = self._stamp_now()
+        self.configuration = _read(files)
+
+    def __call__(self) -> grpc.ServerCertificateConfiguration | None:
+        with self._lock:
+            now = time.monotonic()
+            if now - self._looked < _LOOK_EVERY:
+                return None
+            self._looked = now
+            stamp = self._stamp_now()
+            if stamp == self._stamp:
+                return None
+            self._stamp = stamp
+            try:
+                self.configuration = _read(self._files)
+            except CredentialsError as error:
+                logger.warning("keeping the former certificate: %s", error)
+                return None
+            logger.info("read a new certificate from %s", self._files.cert)
+            return self.configuration
+
+    def _stamp_now(self) -> list[tuple[int, int, int] | None]:
+        return [_stamp(path) for path in (self._files.cert, self._files.key, self._files.client_ca)]
+
+
+def _stamp(path: Path | None) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat() if path else None
+    except OSError:
+        return None
+    return (status.st_ino, status.st_size, status.st_mtime_ns) if status else None
+
+
+def _read(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
+    try:
+        # gRPC says nothing of a key that does not fit; OpenSSL does
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(files.cert, files.key, password=_no_password)
+        if files.client_ca:
+            context.load_verify_locations(files.client_ca)
+        return grpc.ssl_server_certificate_configuration(
+            [(files.key.read_bytes(), files.cert.read_bytes())],
+            root_certificates=files.client_ca.read_bytes() if files.client_ca else None,
+        )
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        names = ", ".join(str(path) for path in (files.cert, files.key, files.client_ca) if path)
+        raise CredentialsError(f"cannot use {names} for TLS: {error}") from None
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted: give one without a password")
