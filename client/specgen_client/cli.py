@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,10 +15,14 @@ from specgen.v1.specgen_pb2 import IdMapping, SpecJSON, SpecOptions
 from specgen_server.generate import generate
 from specgen_server.option_flags import spec_flags, spec_options
 from specgen_server.spec import InvalidRequest, read_request
+from specgen_server.spec import SpecOptions as OptionsInProcess
 from tvix.build.protos.build_pb2 import BuildRequest
 
 from .files import write_whole
 from .request_files import FORMATS, RequestFileError, read_request_file
+
+if TYPE_CHECKING:
+    from .client import SpecClient
 
 __all__ = ["main"]
 
@@ -66,23 +72,63 @@ def _read_request(name: str, format_: Any) -> BuildRequest:
         raise _Failed(str(error), USAGE) from None
 
 
-def _server_flags(command: Any) -> Any:
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+def _connection_flags(command: Any) -> Any:
     for flag in (
+        click.option("--tls-key", type=_FILE, help="The private key of --tls-cert (PEM)."),
+        click.option("--tls-cert", type=_FILE, help="Our certificate, for a server that asks."),
+        click.option("--tls-ca", type=_FILE, help="Trust what this signed (PEM); implies --tls."),
+        click.option("--tls", is_flag=True, help="Speak TLS, and trust the system's roots."),
         click.option(
             "--timeout",
             type=click.FloatRange(min=0, min_open=True),
             default=30.0,
             help="Seconds to wait for the server.",
         ),
-        click.option(
-            "--server",
-            metavar="ADDRESS",
-            help="Ask the server there: HOST:PORT, unix:///PATH or dns:///NAME:PORT."
-            "  [default: none, the spec is made in process]",
-        ),
     ):
         command = flag(command)
     return command
+
+
+def _server_flags(command: Any) -> Any:
+    return click.option(
+        "--server",
+        metavar="ADDRESS",
+        help="Ask the server there: HOST:PORT, unix:///PATH or dns:///NAME:PORT."
+        "  [default: none, the spec is made in process]",
+    )(_connection_flags(command))
+
+
+@contextmanager
+def _client(
+    server: str,
+    *,
+    timeout: float,
+    tls: bool,
+    tls_ca: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+) -> Iterator[SpecClient]:
+    """Yield a client; its errors end the command."""
+    from . import client as grpc_client  # loading gRPC takes longer than all else
+
+    if (tls_cert is None) != (tls_key is None):
+        raise click.UsageError("--tls-cert and --tls-key go together")
+    files = grpc_client.Tls(tls_ca, tls_cert, tls_key) if tls or tls_ca or tls_cert else None
+    try:
+        with grpc_client.SpecClient(server, tls=files, timeout=timeout) as connected:
+            yield connected
+    except OSError as error:
+        raise _Failed(f"cannot read {error.filename}: {error.strerror}", USAGE) from None
+    except grpc_client.RequestRefused as refused:
+        violations = [f"{v.field}: {v.description}" for v in refused.violations]
+        raise _refused(violations or [refused.details]) from None
+    except (grpc_client.ServerUnavailable, grpc_client.DeadlineExceeded) as error:
+        raise _Failed(f"no answer from {server}: {error.details}", NO_ANSWER) from None
+    except grpc_client.SpecgenError as error:
+        raise _Failed(f"the server at {server} failed: {error}", NO_ANSWER) from None
 
 
 @main.command("generate")
@@ -99,13 +145,12 @@ def generate_command(
     request_file: str,
     format_: Any,
     server: str | None,
-    timeout: float,
     output: Path | None,
-    **spec_values: Any,
+    **values: Any,
 ) -> None:
     """Print the spec of REQUEST; what would keep it from running goes to standard error."""
     request = _read_request(request_file, format_)
-    spec = _spec(request, server, timeout, spec_values)
+    spec = _spec(request, server, values)
     _warn(spec)
     contents = spec.json.encode()
     if output is None:
@@ -130,50 +175,48 @@ def validate_command(request_file: str, format_: Any) -> None:
     click.echo("valid", err=True)
 
 
-def _spec(
-    request: BuildRequest, server: str | None, timeout: float, spec_values: dict[str, Any]
-) -> SpecJSON:
-    """Return the spec, made in process or by a server."""
-    if server is None:
-        try:
-            return generate(request, spec_options(**spec_values))
-        except InvalidRequest as invalid:
-            raise _refused(list(map(str, invalid.violations))) from None
-    return _spec_of_server(request, server, timeout, spec_values)
-
-
-def _spec_of_server(
-    request: BuildRequest, server: str, timeout: float, spec_values: dict[str, Any]
-) -> SpecJSON:
-    from .client import (  # loading gRPC takes longer than all else
-        DeadlineExceeded,
-        RequestRefused,
-        ServerUnavailable,
-        SpecClient,
-        SpecgenError,
-    )
-
+@main.command("health")
+@click.option(
+    "--server",
+    metavar="ADDRESS",
+    default="127.0.0.1:50051",
+    help="HOST:PORT, unix:///PATH or dns:///NAME:PORT.",
+)
+@_connection_flags
+def health_command(server: str, **connection: Any) -> None:
+    """Ask a server whether it takes calls, for probes: exit code 0 if it does, else 1."""
     try:
-        with SpecClient(server, timeout=timeout) as client:
-            return client.generate(request, options=_options_message(spec_values))
-    except RequestRefused as refused:
-        violations = [f"{v.field}: {v.description}" for v in refused.violations]
-        raise _refused(violations or [refused.details]) from None
-    except (ServerUnavailable, DeadlineExceeded) as error:
-        raise _Failed(
-            f"no answer from the server at {server}: {error.details}", NO_ANSWER
-        ) from None
-    except SpecgenError as error:
-        raise _Failed(f"the server at {server} failed: {error}", NO_ANSWER) from None
+        with _client(server, **connection) as client:
+            serving = client.is_serving()
+    except _Failed as failed:
+        raise _Failed(failed.message, 1) from None
+    click.echo("SERVING" if serving else "NOT_SERVING", err=not serving)
+    if not serving:
+        sys.exit(1)
 
 
-def _options_message(spec_values: dict[str, Any]) -> SpecOptions:
+_CONNECTION = ("timeout", "tls", "tls_ca", "tls_cert", "tls_key")
+
+
+def _spec(request: BuildRequest, server: str | None, values: dict[str, Any]) -> SpecJSON:
+    """Return the spec, made in process or by a server; ``values`` are those of the flags."""
+    connection = {name: values.pop(name) for name in _CONNECTION}
+    options = spec_options(**values)
+    if server is not None:
+        with _client(server, **connection) as client:
+            return client.generate(request, options=_options_message(values, options))
+    try:
+        return generate(request, options)
+    except InvalidRequest as invalid:
+        raise _refused(str(invalid).splitlines()) from None
+
+
+def _options_message(values: dict[str, Any], options: OptionsInProcess) -> SpecOptions:
     """Return just what the flags say; the server has its own for the rest."""
-    options = spec_options(**spec_values)
     message = SpecOptions()
     for field in ("rootless", "sandbox_shell", "terminal", "cgroup_namespace"):
-        if spec_values[field] is not None:
-            setattr(message, field, spec_values[field])
+        if values[field] is not None:
+            setattr(message, field, values[field])
     for field in ("uid_mappings", "gid_mappings"):
         getattr(message, field).extend(
             IdMapping(container_id=m.container_id, host_id=m.host_id, size=m.size)

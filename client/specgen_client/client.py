@@ -22,6 +22,8 @@ from typing import Self
 import grpc
 from google.protobuf import json_format
 from google.rpc import error_details_pb2
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_status import rpc_status
 
 from specgen.v1.specgen_pb2 import (
@@ -105,6 +107,7 @@ class Tls:
 
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # as the server's default; gRPC's own is 4 MiB
 _CHUNK = 64
+_SERVICE = "specgen.v1.SpecService"
 
 # A spec is a pure function of its request, so asking again is always safe.
 _RETRY_POLICY = {
@@ -142,7 +145,7 @@ class SpecClient:
             "loadBalancingConfig": [{"round_robin": {}}],
             "methodConfig": [
                 {
-                    "name": [{"service": "specgen.v1.SpecService"}],
+                    "name": [{"service": _SERVICE}],
                     "waitForReady": wait_for_ready,
                     "retryPolicy": _RETRY_POLICY,
                 }
@@ -218,6 +221,20 @@ class SpecClient:
             raise _error_of_call(error) from error
         finally:
             responses.cancel()
+
+    def is_serving(self, *, timeout: float | None = None) -> bool:
+        """Return whether the server says that it takes calls (grpc.health.v1).
+
+        Raises:
+            SpecgenError: it cannot be asked.
+        """
+        try:
+            response = HealthStub(self._channel).Check(
+                HealthCheckRequest(service=_SERVICE), timeout=timeout or self._timeout
+            )
+        except grpc.RpcError as error:
+            raise _error_of_call(error) from error
+        return bool(response.status == HealthCheckResponse.SERVING)
 
     def close(self) -> None:
         """End the connection, and the calls on it."""

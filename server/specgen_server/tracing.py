@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
 
 import grpc
 
@@ -13,7 +12,7 @@ __all__ = ["tracing_interceptors"]
 logger = logging.getLogger(__name__)
 
 
-def tracing_interceptors() -> list[grpc.ServerInterceptor[Any, Any]]:
+def tracing_interceptors() -> list[grpc.ServerInterceptor]:
     """Return what traces each call, or nothing.
 
     It is on with the ``otel`` extra and OTEL_EXPORTER_OTLP_ENDPOINT (or the variable for
