@@ -1,4 +1,4 @@
-"""The client: a thin typed stub, and what the ``specgen`` command is made of.
+"""The client: a thin typed stub, the bundle writer, and the ``specgen`` command.
 
 ::
 
@@ -6,8 +6,10 @@
         spec = client.generate(request)          # specgen.v1.SpecJSON
         for result in client.generate_many(requests):
             ...
+    write_bundle(request, Path("bundle"), spec=spec)
 """
 
+from .bundle import BundleError, write_bundle
 from .client import (
     CallFailed,
     DeadlineExceeded,
@@ -19,6 +21,7 @@ from .client import (
 )
 
 __all__ = [
+    "BundleError",
     "CallFailed",
     "DeadlineExceeded",
     "RequestRefused",
@@ -26,4 +29,5 @@ __all__ = [
     "SpecClient",
     "SpecgenError",
     "Tls",
+    "write_bundle",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +16,13 @@ import click
 from specgen.v1.specgen_pb2 import IdMapping, SpecJSON, SpecOptions
 from specgen_server.generate import generate
 from specgen_server.option_flags import spec_flags, spec_options
-from specgen_server.spec import InvalidRequest, read_request
+from specgen_server.spec import InvalidRequest, oci, read_request
 from specgen_server.spec import SpecOptions as OptionsInProcess
 from tvix.build.protos.build_pb2 import BuildRequest
 
+from .bundle import BundleError, write_bundle
 from .files import write_whole
+from .printable import printable
 from .request_files import FORMATS, RequestFileError, read_request_file
 
 if TYPE_CHECKING:
@@ -175,6 +179,91 @@ def validate_command(request_file: str, format_: Any) -> None:
     click.echo("valid", err=True)
 
 
+@main.command("show")
+@_request_argument
+@_server_flags
+@spec_flags
+@click.option("--all", "everything", is_flag=True, help="Cut no long value and no long list.")
+def show_command(
+    request_file: str, format_: Any, server: str | None, everything: bool, **values: Any
+) -> None:
+    """Print what REQUEST's sandbox is like: for a person."""
+    from .show import sandbox_text  # rich is slow to load, and nobody else needs it
+
+    spec = _spec(_read_request(request_file, format_), server, values)
+    _print(sandbox_text(spec, everything=everything).encode())
+
+
+@main.command("bundle")
+@_request_argument
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@_server_flags
+@spec_flags
+@click.option(
+    "--inputs",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Where the inputs are, each under its name.  [default: none, inputs/ stays empty]",
+)
+@click.option("--copy-inputs", is_flag=True, help="Copy the inputs instead of linking --inputs.")
+@click.option("--force", is_flag=True, help="Replace the bundle that is in DIR.")
+def bundle_command(
+    request_file: str,
+    format_: Any,
+    directory: Path,
+    server: str | None,
+    inputs: Path | None,
+    copy_inputs: bool,
+    force: bool,
+    **values: Any,
+) -> None:
+    """Write a complete OCI bundle for REQUEST to DIR, whole or not at all.
+
+    To be run on the builder, by the user that will run the bundle. So other than for
+    generate, ids are mapped by --id-mappings auto where nothing else is said, and the build
+    gets a terminal only where this has one.
+
+    It prints the command that runs the bundle, and as comments where the outputs come to
+    lie; what will keep it from running goes to standard error.
+    """
+    if copy_inputs and inputs is None:
+        raise click.UsageError("--copy-inputs goes with --inputs")
+    request = _read_request(request_file, format_)
+    if values["terminal"] is None:
+        values["terminal"] = sys.stdin.isatty() and sys.stdout.isatty()
+    spec = _spec(request, server, dict(values))
+    mapped_otherwise = values["uid_mappings"] or values["gid_mappings"] or values["id_mappings"]
+    if not mapped_otherwise and _has_user_namespace(spec):
+        # ours, even if the server has some: it may be on another host
+        spec = _spec(request, server, values | {"id_mappings": "auto"})
+    try:
+        problems = write_bundle(
+            request, directory, spec=spec, inputs=inputs, copy_inputs=copy_inputs, force=force
+        )
+    except BundleError as error:
+        raise _Failed(f"cannot write {directory}: {error}", REFUSED) from None
+    except OSError as error:
+        where = error.filename or directory
+        raise _Failed(f"cannot write {directory}: {where}: {error.strerror}", USAGE) from None
+    _warn(spec)
+    for problem in problems:
+        click.echo(f"specgen: warning: {printable(problem)}", err=True)
+    _print(_how_to_run(directory.resolve(), spec).encode())
+
+
+def _has_user_namespace(spec: SpecJSON) -> bool:
+    return any(namespace.type == "user" for namespace in oci.decode(spec.json).linux.namespaces)
+
+
+def _how_to_run(directory: Path, spec: SpecJSON) -> str:
+    container = re.sub(r"[^\w+.-]", "-", directory.name, flags=re.ASCII).lstrip("-.") or "build"
+    lines = [shlex.join(("runc", "run", "--bundle", str(directory), container))]
+    lines += (
+        f"# leaves {printable(f'/{found.path} in {directory / found.bundle_path}')}"
+        for found in spec.output_paths
+    )
+    return "\n".join((*lines, ""))
+
+
 @main.command("health")
 @click.option(
     "--server",
@@ -232,7 +321,8 @@ def _refused(violations: list[str]) -> _Failed:
 
 def _warn(spec: SpecJSON) -> None:
     for found in spec.diagnostics:
-        click.echo(f"specgen: warning: {found.field}: {found.message} [{found.code}]", err=True)
+        message = printable(f"{found.field}: {found.message} [{found.code}]")
+        click.echo(f"specgen: warning: {message}", err=True)
 
 
 def _print(contents: bytes) -> None:

@@ -115,7 +115,8 @@ _RETRY_POLICY = {
     "initialBackoff": "0.1s",
     "maxBackoff": "2s",
     "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE"],
+    # CANCELLED, where we did not cancel: the server stopped before it looked at the call
+    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
 }
 
 
@@ -143,9 +144,11 @@ class SpecClient:
         self._timeout = timeout
         service_config = {
             "loadBalancingConfig": [{"round_robin": {}}],
+            # a server that is about to stop says so here, before it refuses any call
+            "healthCheckConfig": {"serviceName": _SERVICE},
             "methodConfig": [
                 {
-                    "name": [{"service": _SERVICE}],
+                    "name": [{"service": _SERVICE}, {"service": "grpc.health.v1.Health"}],
                     "waitForReady": wait_for_ready,
                     "retryPolicy": _RETRY_POLICY,
                 }
@@ -229,7 +232,7 @@ class SpecClient:
             SpecgenError: it cannot be asked.
         """
         try:
-            response = HealthStub(self._channel).Check(
+            response = HealthStub(self._channel).Check(  # type: ignore[attr-defined]
                 HealthCheckRequest(service=_SERVICE), timeout=timeout or self._timeout
             )
         except grpc.RpcError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .spec import BUILD_GID, BUILD_UID, IdMapping
 
-__all__ = ["NoSubordinateIds", "host_id_mappings"]
+__all__ = ["NoSubordinateIds", "all_own_ids", "host_id_mappings"]
 
 _NOBODY = 65534
 _SUBUID = Path("/etc/subuid")
@@ -41,37 +41,67 @@ def host_id_mappings(
     )
 
 
+def all_own_ids(
+    subuid: Path = _SUBUID, subgid: Path = _SUBGID
+) -> tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]]:
+    """Return uid and gid mappings that hold all ids the effective user may use.
+
+    The user itself is 0, its subordinate ids are those from 1 on. In such a namespace what
+    a build left behind can be removed, whoever it belongs to.
+
+    Raises:
+        NoSubordinateIds: the user has no entry with a positive count.
+        OSError: a file is there and cannot be read.
+    """
+
+    def mappings(file: Path, runner: int) -> tuple[IdMapping, ...]:
+        ids = _subordinate_ids(file, runner)
+        if not ids:
+            raise _no_subordinate_ids(file)
+        return IdMapping(0, runner, 1), IdMapping(1, ids.start, len(ids))
+
+    return mappings(subuid, os.geteuid()), mappings(subgid, os.getegid())
+
+
 def _mappings(file: Path, runner: int, build_id: int) -> tuple[IdMapping, ...]:
-    first, count = _subordinate_range(file)
-    if count == 0:
+    ids = _subordinate_ids(file, runner)
+    if not ids:
         if os.geteuid() != 0:
-            raise NoSubordinateIds(
-                f"no subordinate ids for {_user_name()} in {file}: add a line such as "
-                f"{_user_name()}:100000:65536 (see usermod(8), --add-subuids and --add-subgids)"
-            )
+            raise _no_subordinate_ids(file)
         return tuple(IdMapping(id_, id_, 1) for id_ in (0, build_id, _NOBODY))
-    mappings = [IdMapping(0, runner, 1), IdMapping(build_id, first, 1)]
-    if count > 1:
-        mappings.append(IdMapping(_NOBODY, first + 1, 1))
+    mappings = [IdMapping(0, runner, 1), IdMapping(build_id, ids[0], 1)]
+    if len(ids) > 1:
+        mappings.append(IdMapping(_NOBODY, ids[1], 1))
     return tuple(mappings)
 
 
-def _subordinate_range(file: Path) -> tuple[int, int]:
-    """Return start and count of the first usable entry, or a count of 0.
+def _no_subordinate_ids(file: Path) -> NoSubordinateIds:
+    return NoSubordinateIds(
+        f"no subordinate ids for {_user_name()} in {file}: add a line such as "
+        f"{_user_name()}:100000:65536 (see usermod(8), --add-subuids and --add-subgids)"
+    )
 
+
+def _subordinate_ids(file: Path, runner: int) -> range:
+    """Return the ids of the first entry with a positive count; empty if there is none.
+
+    The runner's own id is mapped already, so an entry that starts with it starts one later.
     Both files are keyed by the user's name or uid, /etc/subgid too: see subuid(5), subgid(5).
     """
     owners = (_user_name(), str(os.geteuid()))
     try:
         lines = file.read_text(errors="replace").splitlines()
     except FileNotFoundError:
-        return 0, 0
+        return range(0)
     for line in lines:
         owner, _, numbers = line.strip().partition(":")
         start, _, count = numbers.partition(":")
         if owner in owners and start.isdecimal() and count.isdecimal() and int(count) > 0:
-            return int(start), int(count)
-    return 0, 0
+            first, end = int(start), int(start) + int(count)
+            if first <= runner < end:
+                first, end = (runner + 1, end) if runner == first else (first, runner)
+            return range(first, end)
+    return range(0)
 
 
 def _user_name() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,6 +15,8 @@ __all__ = ["spec_flags", "spec_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_ID = re.compile(r"[0-9]{1,10}")
+
 
 class _IdMappingType(click.ParamType[IdMapping]):
     name = "C:H:S"
@@ -23,15 +26,14 @@ class _IdMappingType(click.ParamType[IdMapping]):
     ) -> IdMapping:
         if isinstance(value, IdMapping):
             return value
-        try:
-            container_id, host_id, size = map(int, value.split(":"))
-        except ValueError:
+        numbers = value.split(":")
+        if len(numbers) != 3 or not all(map(_ID.fullmatch, numbers)):
             self.fail(
                 f"{value!r} is not CONTAINER_ID:HOST_ID:SIZE in numbers, such as 0:100000:65536",
                 param,
                 ctx,
             )
-        return IdMapping(container_id, host_id, size)
+        return IdMapping(*map(int, numbers))
 
 
 _FLAGS = (
@@ -75,7 +77,8 @@ _FLAGS = (
         "--id-mappings",
         type=click.Choice(["auto", "none"]),
         help="auto: map ids by this host's /etc/subuid and /etc/subgid, for the user that runs"
-        " this. Right where the builds run on this host.",
+        " this: itself to 0, its first subordinate id to the build's user. Right where the builds"
+        " run on this host.",
     ),
 )
 

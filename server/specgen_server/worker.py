@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 
 import msgspec
@@ -80,12 +79,13 @@ def _drain(server: Server, settings: Settings) -> bool:
     if _signalled(settings.drain_delay):
         return False
     stopped = server.stop(settings.grace)
-    deadline = time.monotonic() + settings.grace
+    idle = 0
     while not stopped(0.0):
+        idle = idle + 1 if server.calls.in_flight == 0 else 0
+        if idle == 3:  # so the last answers are on their way
+            server.stop(0)  # what is left are watchers of our health, who would stay for good
         if _signalled(0.02):
             return False
-        if time.monotonic() > deadline + 1:
-            break
     logger.info("stopped")
     return True
 

@@ -8,23 +8,56 @@ the request and the options only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from itertools import chain, islice
+from operator import attrgetter
+from typing import Literal, TypeAlias, get_args
 
 import msgspec
 
 from .options import IdMapping, SpecOptions
+from .paths import nearest_above
 from .process import BUILD_GID, BUILD_UID, NOFILE
-from .request import Request
+from .request import Input, Request
 
-__all__ = ["Diagnostic", "diagnose"]
+__all__ = ["CODES", "Diagnostic", "diagnose"]
+
+Code: TypeAlias = Literal[
+    "no-id-mappings",
+    "root-not-mapped",
+    "build-user-not-mapped",
+    "needs-terminal",
+    "argument-too-long",
+    "arguments-too-long",
+    "command-without-path",
+    "unusable-working-dir",
+    "symlink-input",
+    "shadowed-scratch",
+    "shadowed-input",
+    "mount-over-root",
+    "mount-over-proc",
+    "mount-over-sys",
+    "mount-over-dev",
+    "mount-in-input",
+    "file-over-directory",
+    "private-tmp",
+    "too-many-mounts",
+    "path-too-long",
+    "output-is-scratch",
+    "read-only-output",
+    "misplaced-additional-file",
+]
+
+CODES: tuple[str, ...] = get_args(Code)
+"""Every code there is, in the order in which they are reported."""
 
 
 class Diagnostic(msgspec.Struct, frozen=True):
     """Why a valid spec will not run as it stands."""
 
-    code: str
+    code: Code
     """Stable, in kebab-case."""
     field: str
     """The request's field or the option that it is about."""
@@ -36,10 +69,15 @@ _MOST_OF_A_KIND = 20
 
 
 def diagnose(request: Request, options: SpecOptions) -> list[Diagnostic]:
-    """Return what will keep the spec from running, at most 20 findings of a kind."""
+    """Return what will keep the spec from running, at most 20 findings of a kind.
+
+    The checks come before every spec, so each of them first asks whether there can be
+    anything to find: nothing but the symlink check looks at each input.
+    """
     found = list(_of_options(options))
     for check in _CHECKS:
-        found += islice(check(request, options), _MOST_OF_A_KIND)
+        if findings := check(request, options):
+            found += islice(findings, _MOST_OF_A_KIND)
     return found
 
 
@@ -54,37 +92,44 @@ def _of_options(options: SpecOptions) -> tuple[Diagnostic, ...]:
 def _id_mappings(options: SpecOptions) -> Iterator[Diagnostic]:
     if not options.rootless:
         return
-    for kind, mappings, build_id in (
+    kinds = (
         ("uid", options.uid_mappings, BUILD_UID),
         ("gid", options.gid_mappings, BUILD_GID),
-    ):
-        field = f"options.{kind}_mappings"
-        if not mappings:
-            yield Diagnostic(
-                "no-id-mappings",
-                field,
-                f"a rootless spec without {kind} mappings: runc refuses it "
-                f'("User namespaces enabled, but no {kind} mappings found"), and so does crun run '
-                f"by root. Give {kind}_mappings, or ask for a rootful spec",
-            )
-            continue
-        if not _covered(0, mappings):
-            yield Diagnostic(
-                "root-not-mapped",
-                field,
-                f"{kind} 0 of the sandbox, which the runtime sets it up as, is in no mapping: runc "
-                'refuses ("User namespaces enabled, but no '
-                f'{"user" if kind == "uid" else "group"} mapping found"), and crun may lack the '
-                "permission to make mount points. Map it to the user that runs the runtime",
-            )
-        if not _covered(build_id, mappings):
+    )
+    missing = [kind for kind, mappings, _ in kinds if not mappings]
+    if missing:
+        # both runtimes stop at the first
+        kind = missing[0]
+        given = " and ".join(f"{kind}_mappings" for kind in missing)
+        crun = "cannot setresuid to 1000" if missing == ["uid"] else "cannot setresgid to 100"
+        yield Diagnostic(
+            "no-id-mappings",
+            f"options.{kind}_mappings",
+            f"a rootless spec without {' and '.join(missing)} mappings: runc refuses it "
+            f'("User namespaces enabled, but no {kind} mappings found"), and crun run by root '
+            f'fails ("{crun}"). Give {given}, or ask for a rootful spec',
+        )
+    for kind, mappings, build_id in kinds:
+        if mappings and not _covered(0, mappings):
+            yield Diagnostic("root-not-mapped", f"options.{kind}_mappings", _ROOT_NOT_MAPPED[kind])
+        if mappings and not _covered(build_id, mappings):
             yield Diagnostic(
                 "build-user-not-mapped",
-                field,
+                f"options.{kind}_mappings",
                 f"{kind} {build_id}, which the build runs as, is in no mapping: runc and crun "
                 f'cannot switch to it ("cannot set {kind} to unmapped user in user namespace", '
                 f'"cannot setres{kind} to {build_id}"). Map it to a subordinate id',
             )
+
+
+_ROOT_NOT_MAPPED = {
+    "uid": "uid 0 of the sandbox, which the runtime sets it up as, is in no mapping: runc refuses "
+    '("User namespaces enabled, but no user mapping found"), and crun runs only where it need not '
+    "make a mount point. Map it to the user that runs the runtime",
+    "gid": "gid 0 of the sandbox, which the runtime sets it up as, is in no mapping: runc refuses "
+    '("User namespaces enabled, but no group mapping found"), crun runs it. Map it to the group '
+    "of the user that runs the runtime",
+}
 
 
 def _covered(container_id: int, mappings: Iterable[IdMapping]) -> bool:
@@ -97,7 +142,8 @@ def _terminal(options: SpecOptions) -> Iterator[Diagnostic]:
             "needs-terminal",
             "options.terminal",
             'the spec asks for a terminal: without one, runc fails ("open /dev/tty: no such '
-            'device or address") and so does crun ("tcgetattr: Inappropriate ioctl for device"). '
+            'device or address") and so does crun ("tcgetattr: Inappropriate ioctl for device"; '
+            "in a user namespace after the build has run). "
             "Run it on a terminal or with --console-socket, or set terminal to false",
         )
 
@@ -106,26 +152,32 @@ def _terminal(options: SpecOptions) -> Iterator[Diagnostic]:
 
 _ARG_BYTES = 128 * 1024  # execve(2), "Limits on size of arguments": MAX_ARG_STRLEN, NUL included
 _ARGS_BYTES = 2 * 1024 * 1024  # a quarter of the usual 8 MiB of stack
+_POINTER = 8
 
 
-def _arguments(request: Request, _: SpecOptions) -> Iterator[Diagnostic]:
-    if request.wire_size < _ARG_BYTES:
-        return  # nothing in it can be that long
+def _arguments(request: Request, _: SpecOptions) -> Iterable[Diagnostic]:
+    # no string is longer than the message; a byte of it makes less than ten of these
+    return () if request.wire_size < _ARG_BYTES else _long_arguments(request)
+
+
+def _long_arguments(request: Request) -> Iterator[Diagnostic]:
     total = len(request.command_args[0].encode()) + 1  # the file name, once more
     entries = [env_var.entry for env_var in request.environment]
+    if not any(entry.startswith("HOME=") for entry in entries):
+        total += len("HOME=/") + 1 + _POINTER  # both runtimes add it
     for field, strings in (
         ("command_args[{}]", request.command_args),
         ("environment_vars[{}].value", entries),
     ):
         for i, string in enumerate(strings):
             size = len(string.encode()) + 1
-            total += size + 8  # and a pointer
+            total += size + _POINTER
             if size > _ARG_BYTES:
                 yield Diagnostic(
                     "argument-too-long",
                     field.format(i),
                     f"is {size - 1} bytes long, and Linux takes at most {_ARG_BYTES - 1} in one "
-                    'argument or variable: runc and crun fail with "argument list too long". '
+                    'argument or KEY=value: runc and crun fail with "argument list too long". '
                     "Pass it in a file (additional_files)",
                 )
     if total > _ARGS_BYTES:
@@ -138,60 +190,189 @@ def _arguments(request: Request, _: SpecOptions) -> Iterator[Diagnostic]:
         )
 
 
-def _command_path(request: Request, _: SpecOptions) -> Iterator[Diagnostic]:
+def _command_path(request: Request, _: SpecOptions) -> Iterable[Diagnostic]:
     command = request.command_args[0]
     if "/" in command or any(env_var.key == "PATH" for env_var in request.environment):
-        return
-    yield Diagnostic(
-        "command-without-path",
-        "command_args[0]",
-        "has no slash, and the environment has no PATH to find it in: runc and crun fail with "
-        '"executable file not found in $PATH". Give its absolute path, or a PATH',
+        return ()
+    return (
+        Diagnostic(
+            "command-without-path",
+            "command_args[0]",
+            "has no slash, and the environment has no PATH to find it in: on runc and crun it is "
+            '"not found in $PATH". Give its absolute path, or a PATH',
+        ),
     )
 
 
-# --- mounts ---------------------------------------------------------------------------
+def _working_dir(request: Request, _: SpecOptions) -> Iterable[Diagnostic]:
+    path = request.working_dir
+    input_ = _input_above(request, path)
+    if input_ is not None and input_.kind == "file":
+        why = (
+            f"/{_shown(path)} lies at or in {_shown(input_.name)}, an input that is a file: runc "
+            'and crun fail ("not a directory")'
+        )
+    elif path.startswith(("proc/", "sys/")):
+        why = (
+            f"/{_shown(path)} lies in a file system of the kernel's: where it is not there "
+            'already, runc cannot make it and crun cannot enter it ("no such file or directory", '
+            '"read-only file system")'
+        )
+    else:
+        return ()
+    return (Diagnostic("unusable-working-dir", "working_dir", f"{why}. Choose another"),)
 
 
-def _symlink_inputs(request: Request, _: SpecOptions) -> Iterator[Diagnostic]:
-    for i, input_ in enumerate(request.inputs):
-        if input_.kind == "symlink":
-            yield Diagnostic(
-                "symlink-input",
-                f"inputs[{i}].symlink",
-                f"{_shown(input_.name)} is a symlink, and runc and crun mount what it points to on "
-                "the host, or fail where that does not exist. Make it a link in a directory input",
-            )
+# --- what lies over what --------------------------------------------------------------
+# The order of the mounts: the runtime's own and /tmp, scratch paths, inputs, read-only
+# paths, the sandbox shell, files of /etc. A later one covers what it lies at or above.
+
+_name = attrgetter("name")
+
+
+def _input_above(request: Request, path: str) -> Input | None:
+    """Return the input that is mounted at or above a path."""
+    if request.inputs_dir:
+        prefix = request.inputs_dir + "/"
+        if not path.startswith(prefix):
+            return None
+        path = path[len(prefix) :]
+    name = path.partition("/")[0]
+    inputs = request.inputs
+    i = bisect_left(inputs, name, key=_name)  # they are sorted
+    return inputs[i] if i < len(inputs) and inputs[i].name == name else None
+
+
+def _ro_paths_above(request: Request, paths: Iterable[str]) -> list[str | None]:
+    """Return for each path the read-only path at or above it, if any."""
+    roots = [ro_path[1:] for ro_path in request.constraints.available_ro_paths if ro_path != "/"]
+    return nearest_above(list(paths), roots)
+
+
+def _files_mounted(request: Request) -> list[tuple[str, str]]:
+    """Return the host's files that are mounted last: where, and what they are."""
+    files = []
+    if request.constraints.provide_bin_sh:
+        files.append(("bin/sh", "the sandbox shell"))
+    if request.constraints.network_access:
+        for name in ("etc/resolv.conf", "etc/services", "etc/hosts"):
+            files.append((name, f"the host's /{name}"))
+    return files
+
+
+def _symlink_inputs(request: Request, _: SpecOptions) -> Iterable[Diagnostic]:
+    return [
+        Diagnostic(
+            "symlink-input",
+            f"inputs[{i}].symlink",
+            f"{_shown(input_.name)} is a symlink, and runc and crun mount what it points to on "
+            "the host, or fail where that does not exist. Make it a link in a directory input",
+        )
+        for i, input_ in enumerate(request.inputs)
+        if input_.kind == "symlink"
+    ]
+
+
+_EFFECT_OF_INPUT = {
+    "directory": "on runc and crun the build cannot write there, and nothing of it reaches the "
+    "bundle",
+    "file": 'runc and crun fail ("not a directory")',
+    "symlink": "what it points to is mounted over it, or runc and crun fail",
+}
 
 
 def _shadowed_scratch(request: Request, _: SpecOptions) -> Iterator[Diagnostic]:
-    prefix = f"{request.inputs_dir}/" if request.inputs_dir else ""
-    names: set[str] | None = None
     for i, path in enumerate(request.scratch_paths):
-        if path.startswith(prefix):
-            if names is None:
-                names = {input_.name for input_ in request.inputs}
-            name = path[len(prefix) :].split("/", 1)[0]
-            if name in names:
-                yield _shadowed(i, path, f"the input {_shown(name)}")
-        for ro_path in request.constraints.available_ro_paths:
-            if f"/{path}/".startswith(f"{ro_path.rstrip('/')}/"):
-                yield _shadowed(i, path, f"the read-only path {_shown(ro_path)}")
-                break
+        if (input_ := _input_above(request, path)) is not None:
+            yield Diagnostic(
+                "shadowed-scratch",
+                f"scratch_paths[{i}]",
+                f"{_shown(path)} lies at or in the input {_shown(input_.name)}, which is mounted "
+                f"after it: {_EFFECT_OF_INPUT[input_.kind]}. Move one of them",
+            )
+    if not request.constraints.available_ro_paths:
+        return
+    for i, ro_path in enumerate(_ro_paths_above(request, request.scratch_paths)):
+        if ro_path is not None:
+            yield Diagnostic(
+                "shadowed-scratch",
+                f"scratch_paths[{i}]",
+                f"{_shown(request.scratch_paths[i])} lies at or in the read-only path "
+                f"/{_shown(ro_path)}, which is mounted after it: on runc and crun the build cannot "
+                "write there, and nothing of it reaches the bundle. Move it",
+            )
 
 
-def _shadowed(i: int, path: str, by: str) -> Diagnostic:
+def _late_mounts(request: Request, _: SpecOptions) -> Iterable[Diagnostic]:
+    """Find read-only paths and single files that lie over, or in, what was mounted before."""
+    if (
+        request.constraints.available_ro_paths
+        or request.inputs_dir in _PARENTS_OF_FILES
+        or any(path in request.scratch_paths for path, _ in _files_mounted(request))
+    ):
+        return _over_and_in_inputs(request)
+    return ()
+
+
+_PARENTS_OF_FILES = ("", "bin", "etc")
+
+
+def _over_and_in_inputs(request: Request) -> Iterator[Diagnostic]:
+    ro_paths = [path[1:] for path in request.constraints.available_ro_paths if path != "/"]
+    if ro_paths and request.inputs and request.inputs_dir:
+        (above,) = _ro_paths_above(request, [request.inputs_dir])
+        if above is not None:
+            yield Diagnostic(
+                "shadowed-input",
+                "inputs_dir",
+                f"{_shown(request.inputs_dir)} lies at or in the read-only path /{_shown(above)}, "
+                "which is mounted after the inputs: on runc and crun the build sees the host's "
+                "directory there, and no input. Leave one of them out",
+            )
+    files = _files_mounted(request)
+    inputs_dir = f"{request.inputs_dir}/" if request.inputs_dir else ""
+    for path, what in chain(((path, f"/{path}") for path in ro_paths), files):
+        input_ = _input_above(request, path)
+        if input_ is None:
+            continue
+        i = bisect_left(request.inputs, input_.name, key=_name)
+        at_it = path == inputs_dir + input_.name
+        if not at_it:
+            yield Diagnostic(
+                "mount-in-input",
+                f"inputs[{i}]",
+                f"{_shown(what)} is mounted in the input {_shown(input_.name)}: where that has no "
+                "such place, runc fails, since it is read-only, and crun makes one in the "
+                "builder's own inputs. Make sure the input has it, or leave one of them out",
+            )
+        elif (path, what) not in files:
+            yield Diagnostic(
+                "shadowed-input",
+                f"inputs[{i}]",
+                f"{_shown(input_.name)} has the place of the read-only path {_shown(what)}, which "
+                "is mounted after it: on runc and crun the build sees the host's. Leave one of "
+                "them out",
+            )
+        elif input_.kind == "directory":
+            yield _file_over_directory(f"inputs[{i}]", path, what)
+    for path, what in files:
+        if path in request.scratch_paths:
+            i = request.scratch_paths.index(path)
+            yield _file_over_directory(f"scratch_paths[{i}]", path, what)
+
+
+def _file_over_directory(field: str, path: str, what: str) -> Diagnostic:
     return Diagnostic(
-        "shadowed-scratch",
-        f"scratch_paths[{i}]",
-        f"{_shown(path)} lies at or in {by}, which is mounted over it: on runc and crun the build "
-        "cannot write there, and what it writes does not reach the bundle. Move one of them",
+        "file-over-directory",
+        field,
+        f"is a directory at /{path}, where {what} is mounted, a file: runc and crun fail "
+        '("not a directory"). Choose another place',
     )
 
 
 # runc, libcontainer/rootfs_linux.go, checkProcMount: these may be mounted over
 _PROC_FILES = frozenset(
-    f"/proc/{name}"
+    f"proc/{name}"
     for name in (
         "cpuinfo",
         "diskstats",
@@ -200,31 +381,71 @@ _PROC_FILES = frozenset(
         "slabinfo",
         "stat",
         "swaps",
+        "sys/crypto/fips_enabled",
         "sys/kernel/ns_last_pid",
         "uptime",
     )
 )
-_OF_THE_RUNTIME = ("proc", "sys", "dev")
+_OF_THE_RUNTIME = frozenset(("proc", "sys", "dev"))
 
 
 def _runtime_mounts(request: Request, _: SpecOptions) -> Iterator[Diagnostic]:
     """Find what is mounted over the file systems that the runtime makes."""
-    places = [(f"scratch_paths[{i}]", path) for i, path in enumerate(request.scratch_paths)]
-    if request.inputs_dir:
-        if request.inputs:
-            places.append(("inputs_dir", request.inputs_dir))
-    else:
-        places += ((f"inputs[{i}]", input_.name) for i, input_ in enumerate(request.inputs))
-    for field, path in places:
-        top = path.split("/", 1)[0]
+    for i, path in enumerate(request.scratch_paths):
+        top = path.partition("/")[0]
         if top in _OF_THE_RUNTIME:
-            yield Diagnostic(
-                f"mount-over-{top}",
-                field,
-                f"/{path} is at or under /{top}, which the runtime makes: "
-                f"{_WHAT_HAPPENS[top]}. Choose another place",
-            )
-    for i, path in enumerate(request.constraints.available_ro_paths):
+            yield _over_runtime_mount(f"scratch_paths[{i}]", path, top)
+    inputs_dir = request.inputs_dir
+    if inputs_dir:
+        top = inputs_dir.partition("/")[0]
+        if top in _OF_THE_RUNTIME and not all(
+            input_.kind == "file" and f"{inputs_dir}/{input_.name}" in _PROC_FILES
+            for input_ in request.inputs
+        ):
+            yield _over_runtime_mount("inputs_dir", inputs_dir, top)
+    else:
+        for top in ("proc", "sys", "dev"):
+            if _input_above(request, top) is not None:
+                i = bisect_left(request.inputs, top, key=_name)
+                yield _over_runtime_mount(f"inputs[{i}]", top, top)
+
+
+def _over_runtime_mount(field: str, path: str, top: str) -> Diagnostic:
+    code, what_happens = _OVER_RUNTIME_MOUNT[top]
+    return Diagnostic(
+        code,
+        field,
+        f"/{_shown(path)} is at or under /{top}, which the runtime makes: {what_happens}. "
+        "Choose another place",
+    )
+
+
+_OVER_RUNTIME_MOUNT: dict[str, tuple[Code, str]] = {
+    "proc": (
+        "mount-over-proc",
+        'runc refuses ("cannot be mounted because it is inside /proc", or "not of type proc"), '
+        "crun fails or hides part of /proc",
+    ),
+    "sys": (
+        "mount-over-sys",
+        "what does not exist there cannot be made, so runc and crun fail; what exists is hidden",
+    ),
+    "dev": (
+        "mount-over-dev",
+        "over /dev, over /dev/null, and in /dev/pts and /dev/mqueue, runc and crun fail; over "
+        "other devices it depends on the runtime and on the user namespace; elsewhere it runs, "
+        "and hides what is there",
+    ),
+}
+
+
+def _runtime_ro_paths(request: Request, _: SpecOptions) -> Iterable[Diagnostic]:
+    ro_paths = request.constraints.available_ro_paths
+    return _ro_paths_over_runtime_mounts(ro_paths) if ro_paths else ()
+
+
+def _ro_paths_over_runtime_mounts(ro_paths: list[str]) -> Iterator[Diagnostic]:
+    for i, path in enumerate(ro_paths):
         field = f"constraints.available_ro_paths[{i}]"
         if path == "/":
             yield Diagnostic(
@@ -233,7 +454,7 @@ def _runtime_mounts(request: Request, _: SpecOptions) -> Iterator[Diagnostic]:
                 "/ would be mounted over the sandbox itself: runc and crun fail, and runc run by "
                 "root may replace the host's /dev/ptmx. Name the paths that the build needs",
             )
-        elif path.startswith("/proc/") and path not in _PROC_FILES:
+        elif path.startswith("/proc/") and path[1:] not in _PROC_FILES:
             yield Diagnostic(
                 "mount-over-proc",
                 field,
@@ -249,99 +470,196 @@ def _runtime_mounts(request: Request, _: SpecOptions) -> Iterator[Diagnostic]:
             )
 
 
-_WHAT_HAPPENS = {
-    "proc": 'runc refuses ("cannot be mounted because it is inside /proc", or "not of type proc"), '
-    "crun fails or hides part of /proc",
-    "sys": "what does not exist there cannot be made, so runc and crun fail; what exists is hidden",
-    "dev": "over /dev or one of the standard devices in it, runc and crun fail; elsewhere the "
-    "mount hides what the runtime put there",
-}
-
-
 def _private_tmp(request: Request, options: SpecOptions) -> Iterator[Diagnostic]:
     if options.rootless:
         return  # the build may pass there by CAP_DAC_OVERRIDE
-    places = [(f"scratch_paths[{i}]", path) for i, path in enumerate(request.scratch_paths)]
-    if request.inputs:
-        places.append(("inputs_dir", f"{request.inputs_dir}/"))
+    places = [(f"scratch_paths[{i}]", p) for i, p in _under_tmp(request.scratch_paths)]
+    if request.inputs and f"{request.inputs_dir}/".startswith("tmp/"):
+        places.append(("inputs_dir", request.inputs_dir))
+    ro_paths = request.constraints.available_ro_paths
+    if ro_paths:
+        places += (
+            (f"constraints.available_ro_paths[{i}]", p)
+            for i, p in _under_tmp([path[1:] for path in ro_paths])
+        )
+    if not places or "tmp" in request.scratch_paths or "/tmp" in ro_paths:
+        return
     for field, path in places:
-        if path.startswith("tmp/") and "tmp" not in request.scratch_paths:
-            yield Diagnostic(
-                "private-tmp",
-                field,
-                "lies under /tmp, which in a rootful spec is root's alone (mode 700): on runc and "
-                f'crun uid {BUILD_UID} gets "Permission denied". Make tmp itself a scratch path, '
-                "or choose another place",
-            )
-
-
-_OPEN_FILES_OF_CRUN = NOFILE - 24  # seen: 1009 read-only mounts run, less what its caller left open
-
-
-def _many_mounts(request: Request, _: SpecOptions) -> Iterator[Diagnostic]:
-    if len(request.inputs) + len(request.constraints.available_ro_paths) > _OPEN_FILES_OF_CRUN:
         yield Diagnostic(
-            "too-many-mounts",
-            "inputs",
-            f"{len(request.inputs)} inputs: crun holds a file open for each read-only mount, and "
-            f'the spec\'s own limit is {NOFILE} ("Too many open files"). runc runs it',
+            "private-tmp",
+            field,
+            f"/{_shown(path)} lies in /tmp, which in a rootful spec is root's alone (mode 700): on "
+            f'runc and crun uid {BUILD_UID} gets "Permission denied". Make tmp itself a scratch '
+            "path, or choose another place",
         )
 
+
+def _under_tmp(paths: list[str]) -> list[tuple[int, str]]:
+    return [(i, path) for i, path in enumerate(paths) if path.startswith("tmp/")]
+
+
+_OPEN_FILES = 15  # crun's own; seen: 1009 mounts run, or 1008 with a terminal
+
+
+def _many_mounts(request: Request, options: SpecOptions) -> Iterable[Diagnostic]:
+    constraints = request.constraints
+    mounts = len(request.inputs) + len(constraints.available_ro_paths)
+    if mounts < NOFILE - 2 * _OPEN_FILES:
+        return ()
+    mounts += len(_files_mounted(request))
+    limit = NOFILE - _OPEN_FILES - options.terminal
+    if mounts <= limit:
+        return ()
+    return (
+        Diagnostic(
+            "too-many-mounts",
+            "inputs",
+            f"{mounts} inputs and other read-only mounts: crun holds a file open for each, and the "
+            f"spec's own limit of {NOFILE} open files leaves room for {limit} (\"Too many open "
+            'files"). runc runs it',
+        ),
+    )
+
+
+# --- names ----------------------------------------------------------------------------
 
 _NAME_BYTES = 255
 _PATH_BYTES = 4095
 
 
-def _long_paths(request: Request, _: SpecOptions) -> Iterator[Diagnostic]:
+def _long_paths(request: Request, _: SpecOptions) -> Iterable[Diagnostic]:
     if request.wire_size <= _NAME_BYTES:
-        return
-    for field, path in chain(
-        (("working_dir", request.working_dir), ("inputs_dir", request.inputs_dir)),
-        ((f"scratch_paths[{i}]", path) for i, path in enumerate(request.scratch_paths)),
-        ((f"outputs[{i}]", output.path) for i, output in enumerate(request.outputs)),
-        ((f"additional_files[{i}].path", f.path) for i, f in enumerate(request.additional_files)),
+        return ()
+    paths = chain(
+        (request.working_dir, request.inputs_dir),
+        request.scratch_paths,
+        request.constraints.available_ro_paths,
+        map(_path, request.outputs),
+        map(_path, request.additional_files),
+    )
+    # a character has at most four bytes
+    return _too_long_paths(request) if max(map(len, paths)) * 4 > _NAME_BYTES else ()
+
+
+_path = attrgetter("path")
+
+
+def _too_long_paths(request: Request) -> Iterator[Diagnostic]:
+    for field, paths, effect in (
+        ("working_dir", [request.working_dir], _CANNOT_MOUNT),
+        ("inputs_dir", [request.inputs_dir], _CANNOT_MOUNT),
+        ("scratch_paths[{}]", request.scratch_paths, _CANNOT_MOUNT),
+        (
+            "constraints.available_ro_paths[{}]",
+            request.constraints.available_ro_paths,
+            _CANNOT_MOUNT,
+        ),
+        ("outputs[{}]", [output.path for output in request.outputs], _CANNOT_MAKE),
+        ("additional_files[{}].path", [f.path for f in request.additional_files], _CANNOT_MAKE),
     ):
-        if len(path) * 4 <= _NAME_BYTES:
-            continue  # at most four bytes a character
-        longest = max(len(name.encode()) for name in path.split("/"))
-        if longest > _NAME_BYTES or len(path.encode()) > _PATH_BYTES:
-            yield Diagnostic(
-                "path-too-long",
-                field,
-                f"Linux takes {_NAME_BYTES} bytes in a name and {_PATH_BYTES} in a path: runc and "
-                'crun fail with "file name too long". Shorten it',
-            )
+        for i, path in enumerate(paths):
+            if len(path) * 4 <= _NAME_BYTES:
+                continue
+            longest = max(len(name.encode()) for name in path.split("/"))
+            if longest > _NAME_BYTES or len(path.encode()) > _PATH_BYTES:
+                yield Diagnostic(
+                    "path-too-long",
+                    field.format(i),
+                    f"Linux takes {_NAME_BYTES} bytes in a name and {_PATH_BYTES} in a path: "
+                    f'{effect} ("file name too long"). Shorten it',
+                )
 
 
-# --- outputs --------------------------------------------------------------------------
+_CANNOT_MOUNT = "runc and crun fail"
+_CANNOT_MAKE = "nobody can make such a file"
 
 
-def _scratch_outputs(request: Request, _: SpecOptions) -> Iterator[Diagnostic]:
+# --- outputs and additional files -----------------------------------------------------
+
+
+def _outputs(request: Request, _: SpecOptions) -> Iterator[Diagnostic]:
     for i, output in enumerate(request.outputs):
-        if output.path == output.scratch:
+        path = output.path
+        if path == output.scratch:
             yield Diagnostic(
                 "output-is-scratch",
                 f"outputs[{i}]",
-                f"{_shown(output.path)} is itself a scratch path, hence a mount point: on runc and "
-                'crun the build can neither remove nor replace it ("Device or resource busy"), so '
-                "the output can only be a directory. Make the directory above it the scratch path",
+                f"{_shown(path)} is itself a scratch path, hence a mount point: on runc and crun "
+                'the build can neither remove nor replace it ("Device or resource busy"), so the '
+                "output can only be a directory. Make the directory above it the scratch path",
             )
+        if (input_ := _input_above(request, path)) is not None:
+            yield _read_only_output(i, path, f"the input {_shown(input_.name)}")
+    if not request.constraints.available_ro_paths:
+        return
+    paths = [output.path for output in request.outputs]
+    for i, ro_path in enumerate(_ro_paths_above(request, paths)):
+        if ro_path is not None:
+            yield _read_only_output(i, paths[i], f"the read-only path /{_shown(ro_path)}")
 
 
-_CHECKS = (
+def _read_only_output(i: int, path: str, by: str) -> Diagnostic:
+    return Diagnostic(
+        "read-only-output",
+        f"outputs[{i}]",
+        f"{_shown(path)} lies at or in {by}: on runc and crun the build cannot write it. "
+        "Move one of them",
+    )
+
+
+def _additional_files(request: Request, _: SpecOptions) -> Iterable[Diagnostic]:
+    return _misplaced_files(request) if request.additional_files else ()
+
+
+_COVERED_TOPS = _OF_THE_RUNTIME | {"tmp"}
+
+
+def _misplaced_files(request: Request) -> Iterator[Diagnostic]:
+    files = dict(_files_mounted(request))
+    ro_paths = _ro_paths_above(request, (file.path for file in request.additional_files))
+    for i, (file, ro_path) in enumerate(zip(request.additional_files, ro_paths)):
+        path = file.path
+        top = path.partition("/")[0]
+        if (input_ := _input_above(request, path)) is not None:
+            where = f"at or in the input {_shown(input_.name)}"
+        elif ro_path is not None:
+            where = f"at or in the read-only path /{_shown(ro_path)}"
+        elif path in files:
+            where = f"where {files[path]} is mounted"
+        elif path == file.scratch:
+            where = "at a scratch path, which is a directory"
+        elif file.scratch is None and top in _COVERED_TOPS:
+            where = f"at or in /{top}, which the runtime mounts"
+        else:
+            continue
+        yield Diagnostic(
+            "misplaced-additional-file",
+            f"additional_files[{i}].path",
+            f"{_shown(path)} lies {where}: the builder can lay no file there that the build would "
+            "see. Choose another place, such as in a scratch path",
+        )
+
+
+_CHECKS: tuple[Callable[[Request, SpecOptions], Iterable[Diagnostic]], ...] = (
     _arguments,
     _command_path,
+    _working_dir,
     _symlink_inputs,
     _shadowed_scratch,
+    _late_mounts,
     _runtime_mounts,
+    _runtime_ro_paths,
     _private_tmp,
     _many_mounts,
     _long_paths,
-    _scratch_outputs,
+    _outputs,
+    _additional_files,
 )
 
 _SHOWN_CHARS = 60
 
 
 def _shown(text: str) -> str:
-    return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."
+    """Return a text that fits a sentence, and is safe to print on a terminal."""
+    shown = text if text.isprintable() else text.encode("unicode_escape").decode()
+    return shown if len(shown) <= _SHOWN_CHARS else shown[:_SHOWN_CHARS] + "..."
