@@ -243,7 +243,7 @@ def bundle_command(
         raise _Failed(f"cannot write {directory}: {error}", REFUSED) from None
     except OSError as error:
         where = error.filename or directory
-        raise _Failed(f"cannot write {directory}: {where}: {error.strerror}", USAGE) from None
+        raise _Failed(f"cannot write the bundle: {where}: {error.strerror}", USAGE) from None
     _warn(spec)
     for problem in problems:
         click.echo(f"specgen: warning: {printable(problem)}", err=True)

@@ -158,6 +158,10 @@ class SpecClient:
             ("grpc.service_config", json.dumps(service_config)),
             ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+            # a server that restarts is back in less than a second
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 5_000),
             # a call is retried only while all of it is still at hand
             ("grpc.per_rpc_retry_buffer_size", _MAX_MESSAGE_BYTES),
         ]
