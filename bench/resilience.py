@@ -1,10 +1,9 @@
-"""What callers notice of restarts, of workers that die, and of time: the figures of
-docs/operations.md.
+"""What callers notice of restarts and dying workers: the figures of docs/operations.md.
 
-    python bench/resilience.py restarts   three servers, each restarted in turn, under load
-    python bench/resilience.py kills      a worker killed every second, under load
-    python bench/resilience.py soak       resident memory under ten minutes of mixed load
-    python bench/resilience.py start      time from start to SERVING, memory of a worker
+python bench/resilience.py restarts   three servers, each restarted in turn, under load
+python bench/resilience.py kills      a worker killed every second, under load
+python bench/resilience.py soak       resident memory under ten minutes of mixed load
+python bench/resilience.py start      time from start to SERVING, memory of a worker
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ import argparse
 import base64
 import gzip
 import json
+import os
+import random
 import signal
 import statistics
 import sys
@@ -20,10 +21,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from servers import Running, running_server
+import grpc
+from servers import Running, resident, running_server
 
 from specgen_client import SpecClient, SpecgenError
 from tvix.build.protos.build_pb2 import BuildRequest
@@ -156,10 +158,6 @@ def start(times: int) -> bool:
 @contextmanager
 def garbage(address: str) -> Iterator[Callable[[], int]]:
     """Send what is no request, on a connection of its own, until the end."""
-    import random
-
-    import grpc
-
     stop = threading.Event()
     sent = 0
     rng = random.Random(0)
@@ -193,23 +191,8 @@ def children(pid: int) -> list[int]:
 
 def send_kill(pid: int) -> None:
     """End a process of ours at once."""
-    import os
-
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-
-
-def resident(pid: int) -> int:
-    """Return the resident memory of a process, in bytes."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return 0
-    return next(
-        int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:")
-    )
 
 
 def main() -> int:

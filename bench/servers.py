@@ -8,10 +8,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from specgen_client import SpecClient
 
-__all__ = ["Running", "free_port", "running_server"]
+__all__ = ["Running", "free_port", "resident", "running_server"]
 
 
 def free_port() -> int:
@@ -73,3 +74,14 @@ def running_server(*flags: str, listen: str | None = None) -> Iterator[Running]:
         yield server
     finally:
         server.stop()
+
+
+def resident(pid: int | str) -> int:
+    """Return the resident memory of a process, in bytes."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return 0
+    return next(
+        int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:")
+    )

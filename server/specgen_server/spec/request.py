@@ -138,7 +138,7 @@ def _inputs(elements: Iterable[bytes], violations: Violations) -> list[Input]:
     names = [input_.name for input_ in inputs]
     _check_sorted("inputs", names, violations, by="by name")
     if len(set(names)) != len(names):
-        twice = next(name for name, after in pairwise(names) if name == after)
+        twice = next(name for name, after in pairwise(sorted(names)) if name == after)
         violations.add("inputs", f"must not have a name twice, have {quoted(twice)}")
     return inputs
 
