@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -17,7 +16,8 @@ from .logs import configure_logging
 from .option_flags import spec_flags, spec_options
 from .policy import Policy
 from .reports import STOP_SIGNALS, Report
-from .settings import Settings, TlsFiles
+from .settings import Settings
+from .tls_files import CredentialsError, TlsFiles
 
 __all__ = ["main"]
 
@@ -40,7 +40,7 @@ class _OctalType(click.ParamType[int]):
 
 
 _SECONDS = click.FloatRange(min=0)
-_FILE = click.Path(path_type=Path, dir_okay=False)
+_FILE = click.Path(dir_okay=False)
 
 
 @click.command(context_settings={"auto_envvar_prefix": "SPECGEN", "show_default": True})
@@ -120,7 +120,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.version_option(package_name="tvix-specgen")
 def main(
-    tls_cert: Path | None, tls_key: Path | None, tls_client_ca: Path | None, **values: Any
+    tls_cert: str | None, tls_key: str | None, tls_client_ca: str | None, **values: Any
 ) -> None:
     """Serve specgen.v1.SpecService: a tvix BuildRequest in, an OCI runtime spec out.
 
@@ -163,6 +163,8 @@ def _run(settings: Settings) -> int:
 
     shared = settings.workers > 1
     try:
+        if settings.tls:
+            settings.tls.check()
         reservations = [reserve(address, shared=shared) for address in settings.listen]
         settings = msgspec.structs.replace(
             settings, listen=tuple(reservation.address for reservation in reservations)
@@ -175,9 +177,8 @@ def _run(settings: Settings) -> int:
 
             return supervise(settings, metrics)
 
-        from .credentials import CredentialsError
         from .worker import serve
-    except AddressError as error:
+    except (AddressError, CredentialsError) as error:
         logger.error("%s", error)
         return 1
 

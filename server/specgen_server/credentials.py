@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import logging
-import ssl
 import threading
 import time
 from pathlib import Path
 
 import grpc
 
-from .settings import TlsFiles
+from .tls_files import CredentialsError, TlsFiles
 
-__all__ = ["CredentialsError", "server_credentials"]
+__all__ = ["server_credentials"]
 
 logger = logging.getLogger(__name__)
 
 _LOOK_EVERY = 1.0  # seconds; each new connection asks
-
-
-class CredentialsError(Exception):
-    """The files are no usable certificate; its text says why, for a person."""
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
@@ -71,29 +66,20 @@ class _Reload:
         return [_stamp(path) for path in (self._files.cert, self._files.key, self._files.client_ca)]
 
 
-def _stamp(path: Path | None) -> tuple[int, int, int] | None:
+def _stamp(path: str | None) -> tuple[int, int, int] | None:
     try:
-        status = path.stat() if path else None
+        status = Path(path).stat() if path else None
     except OSError:
         return None
     return (status.st_ino, status.st_size, status.st_mtime_ns) if status else None
 
 
 def _read(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
+    files.check()
     try:
-        # gRPC says nothing of a key that does not fit; OpenSSL does
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(files.cert, files.key, password=_no_password)
-        if files.client_ca:
-            context.load_verify_locations(files.client_ca)
         return grpc.ssl_server_certificate_configuration(
-            [(files.key.read_bytes(), files.cert.read_bytes())],
-            root_certificates=files.client_ca.read_bytes() if files.client_ca else None,
+            [(Path(files.key).read_bytes(), Path(files.cert).read_bytes())],
+            root_certificates=Path(files.client_ca).read_bytes() if files.client_ca else None,
         )
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        names = ", ".join(str(path) for path in (files.cert, files.key, files.client_ca) if path)
-        raise CredentialsError(f"cannot use {names} for TLS: {error}") from None
-
-
-def _no_password() -> str:
-    raise ValueError("the key is encrypted: give one without a password")
+    except OSError as error:
+        raise CredentialsError(f"cannot read {error.filename}: {error.strerror}") from None

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from .policy import Policy
 from .spec import SpecOptions
+from .tls_files import TlsFiles
 
-__all__ = ["Settings", "TlsFiles"]
-
-
-class TlsFiles(msgspec.Struct, frozen=True):
-    """PEM files; they are read again when they change."""
-
-    cert: Path
-    key: Path
-    client_ca: Path | None = None
-    """Who signs the certificates that callers must show; None asks for none."""
+__all__ = ["Settings"]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

@@ -516,7 +516,8 @@ def _many_mounts(request: Request, options: SpecOptions) -> Iterable[Diagnostic]
             "inputs",
             f"{mounts} inputs and other read-only mounts: crun holds a file open for each, and the "
             f"spec's own limit of {NOFILE} open files leaves room for {limit} (\"Too many open "
-            'files"). runc runs it',
+            'files"). runc runs it, but 1.1 run by root for a rootless spec only as long as the '
+            "paths of all that is mounted take less than 64 KiB",
         ),
     )
 
