@@ -76,7 +76,7 @@ def write_bundle(
         raise BundleError(f"the spec is no config.json of this service: {error}") from None
     tree = _tree(read, config, inputs)
     owner = _build_owner(config)
-    problems = list(host_problems(read, config, inputs))
+    problems = list(host_problems(read, config, directory.absolute(), inputs))
     if force and inputs is not None and inputs.resolve().is_relative_to(directory.resolve()):
         raise BundleError(f"{inputs} lies in {directory}, the bundle that is to be replaced")
     with _new_contents(directory, force=force) as (path, fd):
@@ -123,7 +123,7 @@ def _tree(request: Request, spec: oci.Spec, inputs: Path | None) -> _Tree:
         if place is not None:
             needed_for = f"the mount at {mount.destination}"
             if _is_directory(mount, kinds, inputs):
-                tree.add_directory(place, needed_for)
+                tree.add_directory(place, needed_for, mode=_mode(mount))
             else:
                 tree.add_file(place, None, needed_for)
         sandbox.add(mount)
@@ -196,6 +196,12 @@ def _is_directory(mount: oci.Mount, kinds: Mapping[str, str], inputs: Path | Non
     return source.is_dir() if source.exists() else mount.destination not in _FILES
 
 
+def _mode(mount: oci.Mount) -> int | None:
+    """Return the mode of a mount point: runc gives a tmpfs the one it has, whatever the spec."""
+    given = [option for option in mount.options if option.startswith("mode=")]
+    return int(given[-1].removeprefix("mode="), 8) if mount.type == "tmpfs" and given else None
+
+
 class _Tree:
     """Directories and files to make in a bundle, parents first; none of them is a link."""
 
@@ -203,9 +209,12 @@ class _Tree:
         self._contents: dict[str, bytes | None] = {}
         """By path; None for a directory."""
         self._needed_for: dict[str, str] = {}
+        self._modes: dict[str, int] = {}
 
-    def add_directory(self, path: str, needed_for: str) -> None:
+    def add_directory(self, path: str, needed_for: str, *, mode: int | None = None) -> None:
         """Add a directory and those above it; raises BundleError if one of them is a file."""
+        if mode is not None:
+            self._modes[path] = mode
         if self._contents.get(path, b"") is None:
             return
         _check_stays_within(path)
@@ -240,7 +249,7 @@ class _Tree:
         for path, contents in self._contents.items():
             if contents is None:
                 os.mkdir(path, dir_fd=fd)
-                os.chmod(path, 0o755, dir_fd=fd)  # noqa: S103 - for the build, whatever the umask
+                os.chmod(path, self._modes.get(path, 0o755), dir_fd=fd)  # whatever the umask
             else:
                 _write_file(fd, path, contents)
             if owner is not None and path.startswith("scratch/"):

@@ -17,12 +17,15 @@ __all__ = ["host_problems"]
 _NAMED = 5
 
 
-def host_problems(request: Request, spec: oci.Spec, inputs: Path | None) -> Iterator[str]:
+def host_problems(
+    request: Request, spec: oci.Spec, bundle: Path, inputs: Path | None
+) -> Iterator[str]:
     """Yield sentences about what will keep a spec from running on this host.
 
     Args:
         request: the request that the spec is of.
         spec: its config.json.
+        bundle: where the bundle will lie.
         inputs: the directory that becomes the bundle's inputs/; None if that stays empty.
     """
     yield from _inputs(request, inputs)
@@ -40,6 +43,8 @@ def host_problems(request: Request, spec: oci.Spec, inputs: Path | None) -> Iter
                 f"{mount.source} lies on a file system mounted {','.join(flags)}: runc 1.1 cannot "
                 "mount it into a user namespace (operation not permitted), crun can"
             )
+    if in_user_namespace and os.geteuid() == 0:
+        yield from _length_of_sources(spec, bundle)
     shell = next((m for m in binds if m.destination == "/bin/sh"), None)
     if shell is not None and request.constraints.provide_bin_sh:
         loader = _loader(shell.source)
@@ -92,6 +97,24 @@ def _flags_to_keep(mount: oci.Mount) -> list[str]:
     except OSError:
         return []
     return [n for n, flag in _LOCKED_FLAGS if flags & flag and n not in mount.options]
+
+
+_SOURCES_BYTES = 65535 - 5  # a netlink attribute, less its head and a NUL
+
+
+def _length_of_sources(spec: oci.Spec, bundle: Path) -> Iterator[str]:
+    """Runc 1.1 hands all sources of bind mounts to its child in one message, if run by root.
+
+    Source: runc 1.1, libcontainer/container_linux.go, bootstrapData, MountSourcesAttr.
+    """
+    sources = (os.fsencode(bundle / m.source) if m.type == "none" else b"" for m in spec.mounts)
+    length = len(b"\0".join(sources))
+    if length > _SOURCES_BYTES:
+        yield (
+            f"the paths of all that is mounted take {length} bytes: runc 1.1, run by root for a "
+            f"build in a user namespace, takes {_SOURCES_BYTES} (larger than UINT16_MAX). Write "
+            "the bundle to a directory with a shorter path, or run it as another user"
+        )
 
 
 _PT_INTERP = 3

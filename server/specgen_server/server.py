@@ -8,11 +8,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from .addresses import AddressError, unix_path
 from .calls import Calls
 from .credentials import server_credentials
+from .health import SERVICE_NAME as HEALTH_SERVICE_NAME
+from .health import Health
 from .reflection import add_reflection
 from .service import SERVICE_NAME, SpecServicer
 from .settings import Settings
@@ -40,15 +41,9 @@ class Server:
             options=_options(settings),
         )
         self.calls.add_to_server(self._grpc)
-        # threads of its own: a slow call must not make the server look dead
-        self.health = health.HealthServicer(
-            experimental_non_blocking=True,
-            experimental_thread_pool=ThreadPoolExecutor(2, thread_name_prefix="health"),
-        )
-        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._grpc)
-        add_reflection(self._grpc, [SERVICE_NAME, health.SERVICE_NAME])
-        for service in ("", SERVICE_NAME):
-            self.health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        self.health = Health(["", SERVICE_NAME])
+        self.health.add_to_server(self._grpc)
+        add_reflection(self._grpc, [SERVICE_NAME, HEALTH_SERVICE_NAME])
 
     def bind(self, address: str) -> str:
         """Bind a reserved address; return it with the port chosen for port 0.

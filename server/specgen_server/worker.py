@@ -75,7 +75,7 @@ def _drain(server: Server, settings: Settings) -> bool:
     taken. Then clients are told to go, and what is in flight finishes.
     """
     logger.info("stopping: not serving, %g s for others to notice", settings.drain_delay)
-    server.health.enter_graceful_shutdown()
+    server.health.stop_serving()
     if _signalled(settings.drain_delay):
         return False
     stopped = server.stop(settings.grace)

@@ -51,7 +51,7 @@ Code: TypeAlias = Literal[
 ]
 
 CODES: tuple[str, ...] = get_args(Code)
-"""Every code there is, in the order in which they are reported."""
+"""Every code there is, as docs/diagnostics.md lists them."""
 
 
 class Diagnostic(msgspec.Struct, frozen=True):
@@ -142,8 +142,7 @@ def _terminal(options: SpecOptions) -> Iterator[Diagnostic]:
             "needs-terminal",
             "options.terminal",
             'the spec asks for a terminal: without one, runc fails ("open /dev/tty: no such '
-            'device or address") and so does crun ("tcgetattr: Inappropriate ioctl for device"; '
-            "in a user namespace after the build has run). "
+            'device or address") and so does crun ("tcgetattr: Inappropriate ioctl for device"). '
             "Run it on a terminal or with --console-socket, or set terminal to false",
         )
 
@@ -586,8 +585,9 @@ def _outputs(request: Request, _: SpecOptions) -> Iterator[Diagnostic]:
                 "output-is-scratch",
                 f"outputs[{i}]",
                 f"{_shown(path)} is itself a scratch path, hence a mount point: on runc and crun "
-                'the build can neither remove nor replace it ("Device or resource busy"), so the '
-                "output can only be a directory. Make the directory above it the scratch path",
+                'the build can neither remove nor replace it ("Device or resource busy", '
+                '"Read-only file system"), so the output can only be a directory. Make the '
+                "directory above it the scratch path",
             )
         if (input_ := _input_above(request, path)) is not None:
             yield _read_only_output(i, path, f"the input {_shown(input_.name)}")

@@ -1,0 +1,106 @@
+"""What an operator may forbid, and that nothing is by default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import grpc
+import pytest
+from support import build_request, running_server
+
+from specgen.v1.specgen_pb2 import SpecOptions as SpecOptionsMessage
+from specgen_client import RequestRefused, SpecClient, SpecgenError
+from specgen_server.policy import Denied, Policy
+from specgen_server.spec import SpecOptions, read_request
+
+EVERYTHING = {
+    "constraints": {
+        "system": "x86_64-linux",
+        "available_ro_paths": ["/dev/kvm", "/etc/ssl/certs"],
+        "network_access": True,
+        "provide_bin_sh": True,
+    }
+}
+OWN = SpecOptions()
+
+
+def denied(policy: Policy, options: SpecOptions = OWN) -> list[str]:
+    """Return the fields that a policy denies of a request for everything."""
+    try:
+        policy.check(read_request(build_request(**EVERYTHING)), options, OWN)
+    except Denied as error:
+        return [violation.field for violation in error.violations]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("policy", "fields"),
+    [
+        pytest.param(Policy(), [], id="default"),
+        pytest.param(Policy(deny_network=True), ["constraints.network_access"], id="network"),
+        pytest.param(Policy(deny_host_shell=True), ["constraints.provide_bin_sh"], id="host_shell"),
+        pytest.param(
+            Policy(allow_ro_paths=("/dev/*",)),
+            ["constraints.available_ro_paths[1]"],
+            id="star_in_a_segment",
+        ),
+        pytest.param(
+            Policy(allow_ro_paths=("/*",)),
+            ["constraints.available_ro_paths[0]", "constraints.available_ro_paths[1]"],
+            id="star_does_not_cross_slashes",
+        ),
+        pytest.param(Policy(allow_ro_paths=("/dev/kvm", "/etc/ssl/*")), [], id="all_allowed"),
+    ],
+)
+def test_check(policy: Policy, fields: list[str]) -> None:
+    assert denied(policy) == fields
+
+
+@pytest.mark.parametrize(
+    ("shell", "fields"),
+    [
+        pytest.param("/bin/sh", [], id="the_servers_own"),
+        pytest.param("/dev/kvm", [], id="allowed"),
+        pytest.param("/etc/shadow", ["options.sandbox_shell"], id="not_allowed"),
+        pytest.param("/dev/../etc/shadow", ["options.sandbox_shell"], id="dotdot"),
+    ],
+)
+def test_a_callers_shell_is_a_host_path(shell: str, fields: list[str]) -> None:
+    policy = Policy(allow_ro_paths=("/dev/*", "/dev/*/*/*", "/etc/ssl/certs"))
+    assert denied(policy, SpecOptions(sandbox_shell=shell)) == fields
+
+
+def test_a_denied_call(tmp_path: Path) -> None:
+    flags = ("--workers", "1", "--deny-network", "--allow-ro-path", "/dev/*")
+    with (
+        running_server("127.0.0.1:0", tmp_path / "log", *flags) as server,
+        SpecClient(server.address) as client,
+    ):
+        with pytest.raises(RequestRefused) as refused:
+            client.generate(build_request(**EVERYTHING))
+        (in_bulk,) = client.generate_many([build_request(**EVERYTHING)])
+        assert client.generate(build_request()).json
+    assert refused.value.code is grpc.StatusCode.PERMISSION_DENIED
+    fields = ["constraints.available_ro_paths[1]", "constraints.network_access"]
+    assert [violation.field for violation in refused.value.violations] == fields
+    assert isinstance(in_bulk, SpecgenError)
+    assert in_bulk.code is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_no_option_overrides(tmp_path: Path) -> None:
+    flags = ("--workers", "1", "--no-option-overrides")
+    with (
+        running_server("127.0.0.1:0", tmp_path / "log", *flags) as server,
+        SpecClient(server.address) as client,
+    ):
+        with pytest.raises(RequestRefused) as refused:
+            client.generate(build_request(), options=SpecOptionsMessage(rootless=False))
+        with pytest.raises(RequestRefused) as in_bulk:
+            list(
+                client.generate_many([build_request()], options=SpecOptionsMessage(rootless=False))
+            )
+        # the server's own options, said once more, change nothing
+        assert client.generate(build_request(), options=SpecOptionsMessage(rootless=True)).json
+    assert refused.value.code is in_bulk.value.code is grpc.StatusCode.PERMISSION_DENIED
+    assert refused.value.violations[0].field == "specgen-options"
+    assert in_bulk.value.violations[0].field == "options"
