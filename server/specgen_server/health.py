@@ -14,11 +14,11 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2
-from grpc_health.v1.health_pb2 import (
+from grpc_health.v1.health_pb2 import (  # type: ignore[attr-defined]  # older stubs
     HealthCheckRequest,
     HealthCheckResponse,
-    HealthListRequest,  # type: ignore[attr-defined]  # the stubs are older
-    HealthListResponse,  # type: ignore[attr-defined]
+    HealthListRequest,
+    HealthListResponse,
 )
 
 __all__ = ["SERVICE_NAME", "Health"]
@@ -82,10 +82,10 @@ class Health:
     ) -> HealthCheckResponse:
         if request.service not in self._services:
             context.abort(grpc.StatusCode.NOT_FOUND, "this server has no such service")
-        return HealthCheckResponse(status=self._status)  # type: ignore[arg-type]
+        return HealthCheckResponse(status=self._status)
 
     def _list(self, _: HealthListRequest, __: grpc.ServicerContext) -> HealthListResponse:
-        status = HealthCheckResponse(status=self._status)  # type: ignore[arg-type]
+        status = HealthCheckResponse(status=self._status)
         return HealthListResponse(statuses=dict.fromkeys(self._services, status))
 
     def _watch(
@@ -127,4 +127,4 @@ class _Watcher:
             status = self._status()
             if status != self._sent:
                 self._sent = status
-                self._send(HealthCheckResponse(status=status))  # type: ignore[arg-type]
+                self._send(HealthCheckResponse(status=status))
