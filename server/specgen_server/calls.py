@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from random import getrandbits
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 
@@ -17,6 +17,10 @@ from .errors import Overloaded, abort, status_of
 from .logs import LogFormat, call_lines
 from .service import SERVICE_NAME, SpecServicer
 from .stats import CallRecord, CallStats, current_call
+from .tracing import call_tracer
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 __all__ = ["Accounts", "CallPool", "Calls"]
 
@@ -110,6 +114,7 @@ class Calls:
         enter: Callable[[CallRecord], None],
         named_callers: bool,
     ) -> None:
+        self._tracer = call_tracer()
         self._servicer = servicer
         self._enter = enter
         self._named_callers = named_callers
@@ -135,68 +140,72 @@ class Calls:
         server.add_registered_method_handlers(SERVICE_NAME, handlers)
 
     def _generate_spec(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-        started = time.perf_counter()
-        record = self._begin("GenerateSpec", context)
-        record.request_bytes = len(request)
+        call = self._begin("GenerateSpec", context)
+        call.record.request_bytes = len(request)
         try:
-            self._check_limit(self._unary, context)
-            response = self._servicer.GenerateSpec(request, context)
-            wire = response.SerializeToString()
-            record.response_bytes = len(wire)
+            _check(self._unary, context)
+            wire = self._servicer.GenerateSpec(request, context).SerializeToString()
+            call.record.response_bytes = len(wire)
         except BaseException:
-            self._end(record, started, _code(context))
+            self._end(call, _code(context))
             raise
-        self._end(record, started, grpc.StatusCode.OK)
+        self._end(call, grpc.StatusCode.OK)
         return wire
 
     def _generate_specs(
         self, requests: Iterator[bytes], context: grpc.ServicerContext
     ) -> Iterator[bytes]:
-        started = time.perf_counter()
-        record = self._begin("GenerateSpecs", context)
-        code: grpc.StatusCode | None = grpc.StatusCode.CANCELLED  # unless it ends by itself
+        call = self._begin("GenerateSpecs", context)
+        code = grpc.StatusCode.CANCELLED  # unless it ends by itself
         try:
-            self._check_limit(self._streams, context)
-            for response in self._servicer.GenerateSpecs(_counted(requests, record), context):
+            _check(self._streams, context)
+            counted = _counted(requests, call.record)
+            for response in self._servicer.GenerateSpecs(counted, context):
                 wire = response.SerializeToString()
-                record.response_bytes += len(wire)
+                call.record.response_bytes += len(wire)
                 yield wire
             code = grpc.StatusCode.OK
         except Exception:
             code = _code(context)
             raise
         finally:
-            self._end(record, started, code)
+            self._end(call, code)
 
-    def _begin(self, method: str, context: grpc.ServicerContext) -> CallRecord:
-        request_id = next(
-            (str(value) for key, value in context.invocation_metadata() if key == "x-request-id"),
-            None,
-        )
+    def _begin(self, method: str, context: grpc.ServicerContext) -> _Call:
+        metadata = context.invocation_metadata()
+        request_id = next((str(value) for key, value in metadata if key == "x-request-id"), None)
         record = CallRecord(
             method=method,
-            code="",
-            seconds=0.0,
-            ended=0.0,
-            request_bytes=0,
-            response_bytes=0,
-            builds=[],
             peer=context.peer(),
             caller=_caller(context) if self._named_callers else "",
-            request_id=request_id or secrets.token_hex(8),
+            request_id=request_id or f"{getrandbits(64):016x}",
         )
         current_call.set(record)
-        return record
+        span = self._tracer.begin(method, metadata) if self._tracer else None
+        return _Call(record, time.perf_counter(), span)
 
-    def _check_limit(self, pool: CallPool, context: grpc.ServicerContext) -> None:
-        if pool.in_flight > pool.limit:
-            abort(context, status_of(Overloaded(pool.limit)))
-
-    def _end(self, record: CallRecord, started: float, code: grpc.StatusCode | None) -> None:
-        record.code = code.name if code else "UNKNOWN"
-        record.seconds = time.perf_counter() - started
+    def _end(self, call: _Call, code: grpc.StatusCode) -> None:
+        record = call.record
+        record.code = code.name
+        record.seconds = time.perf_counter() - call.started
         record.ended = time.time()
         self._enter(record)
+        if self._tracer and call.span:
+            self._tracer.end(call.span, code, record.request_id)
+
+
+class _Call(NamedTuple):
+    record: CallRecord
+    started: float
+    span: Span | None
+
+
+def _check(pool: CallPool, context: grpc.ServicerContext) -> None:
+    """Refuse a call beyond the limit, and one that nobody waits for any more."""
+    if pool.in_flight > pool.limit:
+        abort(context, status_of(Overloaded(pool.limit)))
+    if not context.is_active():
+        context.abort(grpc.StatusCode.CANCELLED, "the caller is gone, or its deadline is over")
 
 
 def _in(pool: CallPool, behavior: Any) -> Any:
@@ -213,8 +222,9 @@ def _counted(requests: Iterator[bytes], record: CallRecord) -> Iterator[bytes]:
         yield request
 
 
-def _code(context: grpc.ServicerContext) -> grpc.StatusCode | None:
-    return context.code()  # type: ignore[attr-defined, no-any-return]
+def _code(context: grpc.ServicerContext) -> grpc.StatusCode:
+    """Return what the call was aborted with."""
+    return context.code() or grpc.StatusCode.UNKNOWN  # type: ignore[attr-defined]
 
 
 def _caller(context: grpc.ServicerContext) -> str:

@@ -18,7 +18,6 @@ from .reflection import add_reflection
 from .service import SERVICE_NAME, SpecServicer
 from .settings import Settings
 from .stats import CallRecord
-from .tracing import tracing_interceptors
 
 __all__ = ["Server"]
 
@@ -37,7 +36,6 @@ class Server:
         )
         self._grpc = grpc.server(
             ThreadPoolExecutor(4, thread_name_prefix="reflection"),
-            interceptors=tracing_interceptors(),
             options=_options(settings),
         )
         self.calls.add_to_server(self._grpc)

@@ -33,18 +33,18 @@ class CallRecord(msgspec.Struct, gc=False):
     """One call, as it ended."""
 
     method: str
-    code: str
-    seconds: float
-    ended: float
-    """Seconds since the epoch."""
-    request_bytes: int
-    response_bytes: int
-    builds: list[int]
-    """How many inputs each of its builds had."""
     peer: str
     caller: str
     """The name in the caller's certificate, with mTLS."""
     request_id: str
+    code: str = ""
+    seconds: float = 0.0
+    ended: float = 0.0
+    """Seconds since the epoch."""
+    request_bytes: int = 0
+    response_bytes: int = 0
+    builds: list[int] = []
+    """How many inputs each of its builds had."""
 
 
 current_call: ContextVar[CallRecord | None] = ContextVar("current_call", default=None)
