@@ -164,6 +164,8 @@ class _Sandbox:
 
     def _seen_at(self, path: str) -> oci.Mount | None:
         """Return the mount that a path leads into: the last one at or above it."""
+        if not path.startswith("/"):
+            raise BundleError(f"the spec names {path!r}, which is no path in a bundle")
         if len(path) > _PATH_CHARS:
             raise BundleError(f"{path[:60]}... is longer than a path can be")
         above = [path[:i] for i, char in enumerate(path) if char == "/" and i > 0]

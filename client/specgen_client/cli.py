@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -228,26 +229,40 @@ def bundle_command(
     if copy_inputs and inputs is None:
         raise click.UsageError("--copy-inputs goes with --inputs")
     request = _read_request(request_file, format_)
+    has_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if values["terminal"] is None:
-        values["terminal"] = sys.stdin.isatty() and sys.stdout.isatty()
+        values["terminal"] = has_terminal
     spec = _spec(request, server, dict(values))
     mapped_otherwise = values["uid_mappings"] or values["gid_mappings"] or values["id_mappings"]
     if not mapped_otherwise and _has_user_namespace(spec):
         # ours, even if the server has some: it may be on another host
         spec = _spec(request, server, values | {"id_mappings": "auto"})
     try:
-        problems = write_bundle(
-            request, directory, spec=spec, inputs=inputs, copy_inputs=copy_inputs, force=force
-        )
+        with _ended_in_order():
+            problems = write_bundle(
+                request, directory, spec=spec, inputs=inputs, copy_inputs=copy_inputs, force=force
+            )
     except BundleError as error:
         raise _Failed(f"cannot write {directory}: {error}", REFUSED) from None
     except OSError as error:
         where = error.filename or directory
         raise _Failed(f"cannot write the bundle: {where}: {error.strerror}", USAGE) from None
-    _warn(spec)
+    _warn(spec, but_not={"needs-terminal"} if has_terminal else set())
     for problem in problems:
         click.echo(f"specgen: warning: {printable(problem)}", err=True)
     _print(_how_to_run(directory.resolve(), spec).encode())
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as an exception does, so that it cleans up."""
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, lambda got, _: sys.exit(128 + got)) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before):
+            signal.signal(number, handler)
 
 
 def _has_user_namespace(spec: SpecJSON) -> bool:
@@ -319,8 +334,10 @@ def _refused(violations: list[str]) -> _Failed:
     return _Failed(f"the request was refused:{listed}", REFUSED)
 
 
-def _warn(spec: SpecJSON) -> None:
+def _warn(spec: SpecJSON, but_not: Collection[str] = ()) -> None:
     for found in spec.diagnostics:
+        if found.code in but_not:
+            continue
         message = printable(f"{found.field}: {found.message} [{found.code}]")
         click.echo(f"specgen: warning: {message}", err=True)
 

@@ -160,7 +160,6 @@ class SpecClient:
             ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
             # a server that restarts is back in less than a second
             ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 5_000),
             # a call is retried only while all of it is still at hand
             ("grpc.per_rpc_retry_buffer_size", _MAX_MESSAGE_BYTES),
@@ -212,19 +211,21 @@ class SpecClient:
         """Yield the specs of many builds, in order, over one call.
 
         It takes requests, ``chunk`` at a time, as it goes; so they may be endless. A build
-        without a spec yields its error, which is not raised, and the others go on.
+        without a spec yields its error, which is not raised, and the others go on. Without
+        a timeout, in seconds, it takes as long as it takes.
 
         Raises:
             SpecgenError: the call as a whole failed.
         """
-        responses = self._stub.GenerateSpecs(
-            _chunks(requests, options, chunk), timeout=timeout or self._timeout
-        )
+        taken = _Chunks(requests, options, chunk)
+        responses = self._stub.GenerateSpecs(taken, timeout=timeout)
         try:
             for response in responses:
                 for result in response.results:
                     yield result.spec if result.HasField("spec") else _error_of_build(result.error)
         except grpc.RpcError as error:
+            if taken.failure:
+                raise taken.failure from None  # gRPC would only say that there was one
             raise _error_of_call(error) from error
         finally:
             responses.cancel()
@@ -259,12 +260,29 @@ class SpecClient:
         self.close()
 
 
-def _chunks(
-    requests: Iterable[BuildRequest], options: SpecOptions | None, size: int
-) -> Iterator[GenerateSpecsRequest]:
-    remaining = iter(requests)
-    while chunk := list(islice(remaining, size)):
-        yield GenerateSpecsRequest(requests=chunk, options=options)
+class _Chunks:
+    """The messages of a bulk call; ``failure`` is what ended the caller's own iterable."""
+
+    def __init__(
+        self, requests: Iterable[BuildRequest], options: SpecOptions | None, size: int
+    ) -> None:
+        self._requests = iter(requests)
+        self._options = options
+        self._size = size
+        self.failure: Exception | None = None
+
+    def __iter__(self) -> Iterator[GenerateSpecsRequest]:
+        return self
+
+    def __next__(self) -> GenerateSpecsRequest:
+        try:
+            chunk = list(islice(self._requests, self._size))
+        except Exception as error:
+            self.failure = error
+            raise
+        if not chunk:
+            raise StopIteration
+        return GenerateSpecsRequest(requests=chunk, options=self._options)
 
 
 def _error_of_build(error: SpecError) -> SpecgenError:

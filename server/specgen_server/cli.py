@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from .addresses import AddressError, reserve, unix_path
-from .logs import configure_logging
+from .logs import configure_logging, listening
 from .option_flags import spec_flags, spec_options
 from .policy import Policy
 from .reports import STOP_SIGNALS, Report
@@ -184,7 +184,7 @@ def _run(settings: Settings) -> int:
 
     def serving(addresses: list[str]) -> None:
         for address in addresses:
-            logger.info("listening on %s", address)
+            listening.info("listening on %s", address)
 
     def report(counted: Report) -> None:
         metrics.add(0, counted.stats, counted.in_flight)

@@ -12,7 +12,9 @@ import msgspec
 
 from .stats import CallRecord, current_call
 
-__all__ = ["LogFormat", "call_lines", "configure_logging"]
+__all__ = ["LogFormat", "call_lines", "configure_logging", "listening"]
+
+listening = logging.getLogger("specgen_server.listening")
 
 LogFormat = Literal["human", "json"]
 
@@ -22,6 +24,8 @@ def configure_logging(format_: LogFormat, level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if format_ == "json" else _HumanFormatter())
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    # which address it is must be known at every level, for port 0 above all
+    listening.setLevel(logging.INFO)
 
 
 class _HumanFormatter(logging.Formatter):

@@ -7,8 +7,11 @@ servicer answers both.
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import grpc
 from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
@@ -22,7 +25,7 @@ def add_reflection(server: grpc.Server, services: list[str]) -> None:
     """Serve reflection for the services of these full names, and for itself."""
     _describe_v1()
     names = [*services, reflection.SERVICE_NAME, f"{_V1}.ServerReflection"]
-    servicer = reflection.ReflectionServicer(names)
+    servicer = reflection.ReflectionServicer(names, pool=_PoolWithMethods())
     method = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
@@ -32,6 +35,26 @@ def add_reflection(server: grpc.Server, services: list[str]) -> None:
         service = f"{package}.ServerReflection"
         handlers = {"ServerReflectionInfo": method}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+
+
+class _PoolWithMethods:
+    """The default pool, which also finds the file of a method by the method's full name."""
+
+    def __init__(self) -> None:
+        self._pool: Any = descriptor_pool.Default()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> FileDescriptor:  # noqa: N802
+        try:
+            return cast(FileDescriptor, self._pool.FindFileContainingSymbol(symbol))
+        except KeyError:
+            service, _, method = symbol.rpartition(".")
+            found = self._pool.FindServiceByName(service)
+            if method not in found.methods_by_name:
+                raise
+            return cast(FileDescriptor, found.file)
 
 
 def _describe_v1() -> None:

@@ -18,6 +18,7 @@ import time
 import msgspec
 
 from .addresses import unix_path
+from .logs import listening
 from .metrics import Metrics
 from .reports import STOP_SIGNALS, Report
 from .settings import Settings
@@ -136,7 +137,7 @@ def _say_serving(workers: list[_Worker], settings: Settings) -> None:
     for worker in workers:
         worker.served.wait()
     for address in settings.listen:
-        logger.info("listening on %s with %d workers", address, len(workers))
+        listening.info("listening on %s with %d workers", address, len(workers))
 
 
 def _stop(workers: list[_Worker]) -> int:

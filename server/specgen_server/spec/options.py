@@ -45,6 +45,8 @@ class SpecOptions(msgspec.Struct, frozen=True, kw_only=True):
             violations.add(
                 "options.sandbox_shell", "must be a path on the host, not empty, without a NUL byte"
             )
+        elif not _is_utf8(self.sandbox_shell):
+            violations.add("options.sandbox_shell", "must be UTF-8")
         for field, mappings in (
             ("options.uid_mappings", self.uid_mappings),
             ("options.gid_mappings", self.gid_mappings),
@@ -83,6 +85,15 @@ class SpecOptions(msgspec.Struct, frozen=True, kw_only=True):
             uid_mappings=tuple(uid_mappings) or (self.uid_mappings if rootless else ()),
             gid_mappings=tuple(gid_mappings) or (self.gid_mappings if rootless else ()),
         )
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether this is real text: arguments of a command that are not, hold surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _IDS = 2**32 - 1  # the last one, (uid_t)-1, means "no id" to the kernel

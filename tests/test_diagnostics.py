@@ -1,0 +1,379 @@
+"""Diagnostics as a function of request and options: where each is found, and where not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import GOLDEN_NAMES, build_request, bulk_cases, file, golden_case
+
+from specgen_server.spec import IdMapping, SpecOptions, diagnose, read_request
+from specgen_server.spec.diagnostics import CODES
+from tvix.castore.protos.castore_pb2 import Node
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "diagnostics.md"
+QUIET = {"rootless": False, "terminal": False}
+
+
+def found(fields: dict[str, Any], **options: Any) -> list[tuple[str, str]]:
+    """Return codes and fields; without options of one's own, those say nothing."""
+    request = read_request(build_request(**fields))
+    return [(one.code, one.field) for one in diagnose(request, SpecOptions(**(QUIET | options)))]
+
+
+def directory(name: str) -> Node:
+    return Node(directory={"name": name.encode(), "digest": b"d" * 32})
+
+
+def symlink(name: str) -> Node:
+    return Node(symlink={"name": name.encode(), "target": b"elsewhere"})
+
+
+def ro(*paths: str, **others: Any) -> dict[str, Any]:
+    return {"system": "x86_64-linux", "available_ro_paths": paths, **others}
+
+
+SHELL = {"system": "x86_64-linux", "provide_bin_sh": True}
+NETWORK = {"system": "x86_64-linux", "network_access": True}
+IN_STORE = {"scratch_paths": ["build", "nix/store"]}
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_nothing_to_say_of_what_runs(name: str) -> None:
+    expected = {"three_node_kinds": ["symlink-input"]}.get(name, [])
+    request = read_request(golden_case(name).request)
+    assert [one.code for one in diagnose(request, SpecOptions(**QUIET))] == expected
+
+
+def test_nothing_to_say_of_real_builds() -> None:
+    for case in bulk_cases():
+        assert diagnose(read_request(case.request), SpecOptions(**QUIET)) == []
+
+
+ROOT = IdMapping(0, 0, 1)
+UIDS = (ROOT, IdMapping(1000, 100_000, 1))
+GIDS = (ROOT, IdMapping(100, 100_000, 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        pytest.param({"terminal": True}, [("needs-terminal", "options.terminal")], id="terminal"),
+        pytest.param(
+            {"rootless": True}, [("no-id-mappings", "options.uid_mappings")], id="no_mappings"
+        ),
+        pytest.param(
+            {"rootless": True, "gid_mappings": GIDS},
+            [("no-id-mappings", "options.uid_mappings")],
+            id="no_uid_mappings",
+        ),
+        pytest.param(
+            {"rootless": True, "uid_mappings": UIDS},
+            [("no-id-mappings", "options.gid_mappings")],
+            id="no_gid_mappings",
+        ),
+        pytest.param(
+            {"rootless": True, "uid_mappings": UIDS[:1], "gid_mappings": GIDS[:1]},
+            [
+                ("build-user-not-mapped", "options.uid_mappings"),
+                ("build-user-not-mapped", "options.gid_mappings"),
+            ],
+            id="build_user_not_mapped",
+        ),
+        pytest.param(
+            {"rootless": True, "uid_mappings": UIDS[1:], "gid_mappings": GIDS[1:]},
+            [
+                ("root-not-mapped", "options.uid_mappings"),
+                ("root-not-mapped", "options.gid_mappings"),
+            ],
+            id="root_not_mapped",
+        ),
+        pytest.param(
+            {"rootless": True, "uid_mappings": UIDS, "gid_mappings": GIDS}, [], id="mapped"
+        ),
+        pytest.param(
+            {
+                "rootless": True,
+                "uid_mappings": (IdMapping(0, 100_000, 1001),),
+                "gid_mappings": (IdMapping(0, 100_000, 101),),
+            },
+            [],
+            id="mapped_as_one_range",
+        ),
+    ],
+)
+def test_options(options: dict[str, Any], expected: list[tuple[str, str]]) -> None:
+    assert found({}, **options) == expected
+
+
+LONG = 128 * 1024
+
+CASES = [
+    # the command
+    pytest.param({"command_args": ["/x", "a" * (LONG - 1)]}, [], id="longest_argument"),
+    pytest.param(
+        {"command_args": ["/x", "ä" * (LONG // 2)]},
+        [("argument-too-long", "command_args[1]")],
+        id="argument_too_long",
+    ),
+    pytest.param(
+        {"environment_vars": [{"key": "K", "value": b"v" * (LONG - 2)}]},
+        [("argument-too-long", "environment_vars[0].value")],
+        id="variable_too_long",
+    ),
+    pytest.param(
+        {"command_args": ["/x", *["a" * 100_000] * 21]},
+        [("arguments-too-long", "command_args")],
+        id="arguments_too_long",
+    ),
+    pytest.param(
+        {"command_args": ["/x", *[""] * 300_000]},
+        [("arguments-too-long", "command_args")],
+        id="arguments_too_many",
+    ),
+    pytest.param(
+        {"command_args": ["sh"]},
+        [("command-without-path", "command_args[0]")],
+        id="command_without_path",
+    ),
+    pytest.param(
+        {"command_args": ["sh"], "environment_vars": [{"key": "PATH", "value": b"/bin"}]},
+        [],
+        id="command_with_path",
+    ),
+    pytest.param({"command_args": ["./x"]}, [], id="command_with_slash"),
+    pytest.param(
+        {"inputs": [file("a")], "working_dir": "nix/store/a/b"},
+        [("unusable-working-dir", "working_dir")],
+        id="working_dir_in_file",
+    ),
+    pytest.param(
+        {"inputs": [directory("a")], "working_dir": "nix/store/a/b"}, [], id="working_dir_in_input"
+    ),
+    pytest.param(
+        {"working_dir": "proc/self"},
+        [("unusable-working-dir", "working_dir")],
+        id="working_dir_in_proc",
+    ),
+    # inputs and scratch paths
+    pytest.param(
+        {"inputs": [file("a"), symlink("b"), symlink("c")]},
+        [("symlink-input", "inputs[1].symlink"), ("symlink-input", "inputs[2].symlink")],
+        id="symlinks",
+    ),
+    pytest.param(
+        {"inputs": [directory("a")], "scratch_paths": ["build", "nix/store", "nix/store/a"]},
+        [("shadowed-scratch", "scratch_paths[2]")],
+        id="scratch_at_input",
+    ),
+    pytest.param(
+        {"inputs": [directory("a")], "scratch_paths": ["nix/store", "nix/store/a/b/c"]},
+        [("shadowed-scratch", "scratch_paths[1]")],
+        id="scratch_in_input",
+    ),
+    pytest.param(
+        {"inputs": [directory("a")], "scratch_paths": ["nix/store", "nix/store/ab"]},
+        [],
+        id="scratch_beside_input",
+    ),
+    pytest.param(
+        {"inputs": [directory("a")], "scratch_paths": ["build"], "inputs_dir": "", "outputs": []},
+        [],
+        id="inputs_at_the_root",
+    ),
+    pytest.param(
+        {"inputs": [directory("build")], "inputs_dir": "", **IN_STORE},
+        [("shadowed-scratch", "scratch_paths[0]")],
+        id="input_over_scratch",
+    ),
+    pytest.param(
+        {"constraints": ro("/nix"), **IN_STORE, "outputs": []},
+        [("shadowed-scratch", "scratch_paths[1]")],
+        id="ro_path_over_scratch",
+    ),
+    pytest.param(
+        {"inputs": [file("a")], "constraints": ro("/nix/store"), "scratch_paths": ["build"],
+         "outputs": []},
+        [("shadowed-input", "inputs_dir")],
+        id="ro_path_over_inputs",
+    ),
+    pytest.param(
+        {"inputs": [file("a"), file("b")], "constraints": ro("/nix/store/b")},
+        [("shadowed-input", "inputs[1]")],
+        id="ro_path_over_an_input",
+    ),
+    pytest.param(
+        {"inputs": [directory("a")], "constraints": ro("/nix/store/a/b")},
+        [("mount-in-input", "inputs[0]")],
+        id="ro_path_in_input",
+    ),
+    pytest.param(
+        {"inputs": [directory("bin")], "inputs_dir": "", "constraints": SHELL},
+        [("mount-in-input", "inputs[0]")],
+        id="shell_in_input",
+    ),
+    pytest.param(
+        {"inputs": [directory("sh")], "inputs_dir": "bin", "constraints": SHELL},
+        [("file-over-directory", "inputs[0]")],
+        id="shell_over_input",
+    ),
+    pytest.param(
+        {"inputs": [file("sh")], "inputs_dir": "bin", "constraints": SHELL}, [], id="shell_wins"
+    ),
+    pytest.param(
+        {"scratch_paths": ["build", "etc/hosts"], "constraints": NETWORK, "outputs": []},
+        [("file-over-directory", "scratch_paths[1]")],
+        id="etc_file_over_scratch",
+    ),
+    # what the runtime mounts
+    pytest.param(
+        {"scratch_paths": ["build", "dev/shm", "proc", "procfs", "sys/x"], "outputs": []},
+        [
+            ("mount-over-dev", "scratch_paths[1]"),
+            ("mount-over-proc", "scratch_paths[2]"),
+            ("mount-over-sys", "scratch_paths[4]"),
+        ],
+        id="scratch_over_runtime_mounts",
+    ),
+    pytest.param(
+        {"inputs": [file("a")], "inputs_dir": "sys/x"},
+        [("mount-over-sys", "inputs_dir")],
+        id="inputs_in_sys",
+    ),
+    pytest.param({"inputs_dir": "sys/x"}, [], id="no_inputs_in_sys"),
+    pytest.param(
+        {"inputs": [file("cpuinfo"), file("stat")], "inputs_dir": "proc"},
+        [],
+        id="inputs_that_runc_takes",
+    ),
+    pytest.param(
+        {"inputs": [directory("dev"), file("x")], "inputs_dir": ""},
+        [("mount-over-dev", "inputs[0]")],
+        id="an_input_over_dev",
+    ),
+    pytest.param(
+        {"constraints": ro("/dev/fuse", "/dev/kvm", "/dev/ptmx", "/proc/cpuinfo", "/proc/version",
+                           "/sys/kernel")},
+        [
+            ("mount-over-dev", "constraints.available_ro_paths[2]"),
+            ("mount-over-proc", "constraints.available_ro_paths[4]"),
+        ],
+        id="ro_paths",
+    ),
+    pytest.param(
+        {"constraints": ro("/")},
+        [("mount-over-root", "constraints.available_ro_paths[0]")],
+        id="ro_path_of_all",
+    ),
+    pytest.param(
+        {"scratch_paths": ["build", "tmp/x"], "outputs": []},
+        [("private-tmp", "scratch_paths[1]")],
+        id="in_tmp",
+    ),
+    pytest.param(
+        {"scratch_paths": ["build", "tmp", "tmp/x", "tmpx/y"], "outputs": []}, [], id="with_tmp"
+    ),
+    pytest.param({"inputs_dir": "tmp"}, [], id="no_inputs_in_tmp"),
+    pytest.param(
+        {"inputs": [file("a")], "inputs_dir": "tmp", "constraints": ro("/tmp/x")},
+        [("private-tmp", "inputs_dir"), ("private-tmp", "constraints.available_ro_paths[0]")],
+        id="inputs_and_ro_path_in_tmp",
+    ),
+    pytest.param({"inputs": [file(f"{i:04}") for i in range(1009)]}, [], id="most_inputs"),
+    pytest.param(
+        {"inputs": [file(f"{i:04}") for i in range(1009)], "constraints": SHELL},
+        [("too-many-mounts", "inputs")],
+        id="too_many_mounts",
+    ),
+    # names
+    pytest.param(
+        {"scratch_paths": ["ä" * 127, "ä" * 128], "outputs": []},
+        [("path-too-long", "scratch_paths[1]")],
+        id="name_too_long",
+    ),
+    pytest.param(
+        {"working_dir": "/".join(["x" * 100] * 41)},
+        [("path-too-long", "working_dir")],
+        id="path_too_long",
+    ),
+    pytest.param(
+        {"outputs": ["build/" + "x" * 256]}, [("path-too-long", "outputs[0]")], id="long_output"
+    ),
+    # outputs and additional files
+    pytest.param(
+        {"outputs": ["build", "build/x"]}, [("output-is-scratch", "outputs[0]")], id="output"
+    ),
+    pytest.param(
+        {"inputs": [directory("a")], "outputs": ["nix/store/a/b", "nix/store/ab"]},
+        [("read-only-output", "outputs[0]")],
+        id="output_in_input",
+    ),
+    pytest.param(
+        {"constraints": ro("/nix/store/x"), "outputs": ["nix/store/x/y"]},
+        [("read-only-output", "outputs[0]")],
+        id="output_in_ro_path",
+    ),
+    pytest.param(
+        {
+            "inputs": [directory("a")],
+            "constraints": {**SHELL, **NETWORK, "available_ro_paths": ["/opt"]},
+            "additional_files": [
+                {"path": path}
+                for path in ("bin/bash", "bin/sh", "build", "build/x", "etc/hosts", "etc/x",
+                             "nix/store/a/x", "nix/store/x", "opt/x", "proc/x", "tmp/x")
+            ],
+        },
+        [
+            ("misplaced-additional-file", f"additional_files[{i}].path")
+            for i in (1, 2, 4, 6, 8, 9, 10)
+        ],
+        id="additional_files",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "expected"), CASES)
+def test_request(fields: dict[str, Any], expected: list[tuple[str, str]]) -> None:
+    assert found(fields) == expected
+
+
+def test_tmp_is_open_in_a_user_namespace() -> None:
+    fields = {"scratch_paths": ["build", "tmp/x"], "outputs": []}
+    assert found(fields, rootless=True, uid_mappings=UIDS, gid_mappings=GIDS) == []
+
+
+def test_a_terminal_takes_a_file() -> None:
+    inputs = [file(f"{i:04}") for i in range(1009)]
+    codes = [code for code, _ in found({"inputs": inputs}, terminal=True)]
+    assert codes == ["needs-terminal", "too-many-mounts"]
+
+
+def test_at_most_20_of_a_kind() -> None:
+    assert len(found({"inputs": [symlink(f"{i:03}") for i in range(100)]})) == 20
+
+
+def test_messages_are_one_line_that_is_safe_to_print() -> None:
+    request = read_request(build_request(inputs=[symlink("a\x1b[31m\n" + "b" * 100)]))
+    (one,) = diagnose(request, SpecOptions(**QUIET))
+    assert one.message.isprintable()
+    assert len(one.message) < 300
+
+
+def test_every_code_is_tried_here() -> None:
+    tried = {code for case in CASES for code, _ in case.values[1]}
+    assert tried | {
+        "no-id-mappings", "root-not-mapped", "build-user-not-mapped", "needs-terminal"
+    } == set(CODES)  # fmt: skip
+
+
+def test_the_document_lists_every_code() -> None:
+    documented = re.findall(r"^\| `([a-z-]+)` \|", DOCUMENT.read_text(), re.MULTILINE)
+    assert documented == list(CODES)
+
+
+def test_the_document_names_tests_that_are_there() -> None:
+    source = (Path(__file__).parent / "test_diagnostics_on_runtimes.py").read_text()
+    defined = set(re.findall(r"^def (test_\w+)\(", source, re.MULTILINE))
+    assert set(re.findall(r"`(test_\w+)`", DOCUMENT.read_text())) == defined

@@ -1,0 +1,250 @@
+"""SpecOptions: defaults, what cannot be, and how one set overrides another."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from support import build_request
+
+from specgen_server.generate import generate
+from specgen_server.spec import IdMapping, InvalidRequest, SpecOptions
+
+LAST_ID = 2**32 - 2
+MAPPED = SpecOptions(uid_mappings=(IdMapping(0, 1000, 1),), gid_mappings=(IdMapping(0, 100, 1),))
+FOR_ROOTFUL = (
+    "must be empty for a rootful spec, which has no user namespace: leave them out, or set rootless"
+)
+
+
+def test_defaults_are_those_of_the_seed() -> None:
+    assert SpecOptions() == SpecOptions(
+        rootless=True,
+        sandbox_shell="/bin/sh",
+        terminal=True,
+        cgroup_namespace=True,
+        uid_mappings=(),
+        gid_mappings=(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "violations"),
+    [
+        pytest.param(
+            {"sandbox_shell": ""},
+            [
+                (
+                    "options.sandbox_shell",
+                    "must be a path on the host, not empty, without a NUL byte",
+                )
+            ],
+            id="shell_empty",
+        ),
+        pytest.param(
+            {"sandbox_shell": "/a\0"},
+            [
+                (
+                    "options.sandbox_shell",
+                    "must be a path on the host, not empty, without a NUL byte",
+                )
+            ],
+            id="shell_nul",
+        ),
+        pytest.param(
+            {"rootless": False, "uid_mappings": (IdMapping(0, 0, 1),)},
+            [("options.uid_mappings", FOR_ROOTFUL)],
+            id="uids_for_rootful",
+        ),
+        pytest.param(
+            {"rootless": False, "gid_mappings": (IdMapping(0, 0, 1),)},
+            [("options.gid_mappings", FOR_ROOTFUL)],
+            id="gids_for_rootful",
+        ),
+        pytest.param(
+            {"uid_mappings": (IdMapping(0, 0, 1), IdMapping(5, 5, 0))},
+            [("options.uid_mappings[1].size", "must be at least 1")],
+            id="size_0",
+        ),
+        pytest.param(
+            {"uid_mappings": (IdMapping(LAST_ID, 0, 2),)},
+            [
+                (
+                    "options.uid_mappings[0].container_id",
+                    "must stay below 4294967295, with its size",
+                )
+            ],
+            id="container_ids_beyond_32_bits",
+        ),
+        pytest.param(
+            {"gid_mappings": (IdMapping(0, LAST_ID, 2),)},
+            [("options.gid_mappings[0].host_id", "must stay below 4294967295, with its size")],
+            id="host_ids_beyond_32_bits",
+        ),
+        pytest.param(
+            {"uid_mappings": (IdMapping(-1, 0, 1),)},
+            [
+                (
+                    "options.uid_mappings[0].container_id",
+                    "must stay below 4294967295, with its size",
+                )
+            ],
+            id="negative",
+        ),
+        pytest.param(
+            {"uid_mappings": (IdMapping(5, 0, 2), IdMapping(0, 10, 6))},
+            [
+                (
+                    "options.uid_mappings[1].container_id",
+                    "must not overlap with options.uid_mappings[0]",
+                )
+            ],
+            id="overlap_in_the_sandbox",
+        ),
+        pytest.param(
+            {"uid_mappings": (IdMapping(0, 10, 6), IdMapping(10, 15, 1))},
+            [
+                (
+                    "options.uid_mappings[1].host_id",
+                    "must not overlap with options.uid_mappings[0]",
+                )
+            ],
+            id="overlap_on_the_host",
+        ),
+        pytest.param(
+            {"uid_mappings": tuple(IdMapping(i, i, 1) for i in range(341))},
+            [("options.uid_mappings", "must be at most 340, the kernel takes no more")],
+            id="more_lines_than_the_kernel_takes",
+        ),
+        pytest.param(
+            {"sandbox_shell": "", "rootless": False, "uid_mappings": (IdMapping(0, 0, 0),)},
+            [
+                (
+                    "options.sandbox_shell",
+                    "must be a path on the host, not empty, without a NUL byte",
+                ),
+                ("options.uid_mappings", FOR_ROOTFUL),
+                ("options.uid_mappings[0].size", "must be at least 1"),
+            ],
+            id="all_at_once",
+        ),
+    ],
+)
+def test_refused(given: dict[str, Any], violations: list[tuple[str, str]]) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        SpecOptions(**given)
+
+    assert [(v.field, v.description) for v in refused.value.violations] == violations
+
+
+@pytest.mark.parametrize(
+    "mappings",
+    [
+        pytest.param((IdMapping(0, 0, 2**32 - 1),), id="all_ids"),
+        pytest.param((IdMapping(LAST_ID, LAST_ID, 1),), id="last_id"),
+        pytest.param((IdMapping(5, 5, 1), IdMapping(0, 0, 5), IdMapping(6, 6, 1)), id="adjacent"),
+        pytest.param(tuple(IdMapping(i, i, 1) for i in range(340)), id="340_lines"),
+    ],
+)
+def test_accepted_mappings(mappings: tuple[IdMapping, ...]) -> None:
+    assert SpecOptions(uid_mappings=mappings, gid_mappings=mappings).uid_mappings == mappings
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        pytest.param({}, MAPPED, id="nothing"),
+        pytest.param({"uid_mappings": (), "gid_mappings": []}, MAPPED, id="empty_is_nothing"),
+        pytest.param(
+            {"terminal": False, "cgroup_namespace": False},
+            SpecOptions(
+                terminal=False,
+                cgroup_namespace=False,
+                uid_mappings=MAPPED.uid_mappings,
+                gid_mappings=MAPPED.gid_mappings,
+            ),
+            id="false_is_something",
+        ),
+        pytest.param(
+            {"uid_mappings": [IdMapping(0, 7, 1)]},
+            SpecOptions(uid_mappings=(IdMapping(0, 7, 1),), gid_mappings=MAPPED.gid_mappings),
+            id="mappings_are_replaced_whole",
+        ),
+        pytest.param(
+            {"rootless": False}, SpecOptions(rootless=False), id="rootful_leaves_mappings_behind"
+        ),
+        pytest.param(
+            {"sandbox_shell": "/x"},
+            SpecOptions(
+                sandbox_shell="/x",
+                uid_mappings=MAPPED.uid_mappings,
+                gid_mappings=MAPPED.gid_mappings,
+            ),
+            id="shell",
+        ),
+    ],
+)
+def test_override(given: dict[str, Any], expected: SpecOptions) -> None:
+    assert MAPPED.override(**given) == expected
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param({"sandbox_shell": ""}, id="empty_shell_is_not_the_default"),
+        pytest.param({"rootless": False, "uid_mappings": (IdMapping(0, 0, 1),)}, id="own_mappings"),
+    ],
+)
+def test_override_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest):
+        MAPPED.override(**given)
+
+
+@pytest.mark.parametrize(
+    ("container_id", "covered"), [(9, False), (10, True), (14, True), (15, False)]
+)
+def test_covers(container_id: int, covered: bool) -> None:
+    assert IdMapping(10, 100, 5).covers(container_id) is covered
+
+
+# --- what they do to the spec ---------------------------------------------------------
+
+
+def spec(options: SpecOptions) -> Any:
+    return json.loads(generate(build_request(), options).json)
+
+
+def test_mappings_in_the_spec() -> None:
+    linux = spec(MAPPED)["linux"]
+
+    assert linux["uidMappings"] == [{"containerID": 0, "hostID": 1000, "size": 1}]
+    assert linux["gidMappings"] == [{"containerID": 0, "hostID": 100, "size": 1}]
+
+
+def test_no_mappings_no_keys() -> None:
+    assert {"uidMappings", "gidMappings"}.isdisjoint(spec(SpecOptions())["linux"])
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_terminal_in_the_spec(terminal: bool) -> None:
+    assert spec(SpecOptions(terminal=terminal))["process"]["terminal"] is terminal
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        pytest.param(
+            SpecOptions(), ["pid", "ipc", "uts", "mount", "cgroup", "network", "user"], id="all"
+        ),
+        pytest.param(
+            SpecOptions(rootless=False, cgroup_namespace=False),
+            ["pid", "ipc", "uts", "mount", "network"],
+            id="rootful_without_cgroup",
+        ),
+    ],
+)
+def test_namespaces_in_the_spec(options: SpecOptions, expected: list[str]) -> None:
+    namespaces = spec(options)["linux"]["namespaces"]
+
+    assert [namespace["type"] for namespace in namespaces] == expected
