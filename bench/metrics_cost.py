@@ -42,7 +42,16 @@ def _multiprocess() -> Callable[[], None]:
 
 def _record() -> CallRecord:
     seconds, request_bytes, response_bytes = VALUES
-    return CallRecord(METHOD, CODE, seconds, 0.0, request_bytes, response_bytes, [], "", "", "")
+    return CallRecord(
+        method=METHOD,
+        peer="",
+        caller="",
+        request_id="",
+        code=CODE,
+        seconds=seconds,
+        request_bytes=request_bytes,
+        response_bytes=response_bytes,
+    )
 
 
 def _microseconds(run: Callable[[], object], calls: int) -> float:

@@ -32,13 +32,13 @@ def main() -> int:
     print(json.dumps(spec, indent=2))
     request = json.loads(EXAMPLE.read_text())
     print(f"""
-That was the OCI runtime spec of a real nixpkgs build, {EXAMPLE.stem}: {len(request["inputs"])} inputs
+That was the OCI runtime spec of {EXAMPLE.stem}, a real nixpkgs build: {len(request["inputs"])} inputs
 became {len(spec["mounts"])} mounts. It came over gRPC from a server at {address}, now stopped.
 
 Next:
-  make serve                          a server on 127.0.0.1:50051, and how to call it
-  {BIN.relative_to(Path.cwd())}/specgen --help             the same in process: generate, validate, show, bundle
-  README.md                           a real build with runc, in three commands""")
+  make serve                 a server on 127.0.0.1:50051, and how to call it
+  .venv/bin/specgen --help   the same in process: generate, validate, show, bundle
+  README.md                  a real build with runc, in three commands""")
     return 0
 
 

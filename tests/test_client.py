@@ -310,7 +310,7 @@ def test_silent_server(silent_address: str) -> None:
             client.generate(build_request())
         assert failed.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
         with pytest.raises(DeadlineExceeded):
-            list(client.generate_many([build_request()]))
+            list(client.generate_many([build_request()], timeout=0.3))
 
 
 def test_slow_server(fake_servers: FakeServers) -> None:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -22,12 +22,17 @@ from specgen_server.spec import SpecOptions as OptionsInProcess
 from tvix.build.protos.build_pb2 import BuildRequest
 
 from .bundle import BundleError, write_bundle
+from .client import (
+    DeadlineExceeded,
+    RequestRefused,
+    ServerUnavailable,
+    SpecClient,
+    SpecgenError,
+    Tls,
+)
 from .files import write_whole
 from .printable import printable
 from .request_files import FORMATS, RequestFileError, read_request_file
-
-if TYPE_CHECKING:
-    from .client import SpecClient
 
 __all__ = ["main"]
 
@@ -117,22 +122,20 @@ def _client(
     tls_key: Path | None,
 ) -> Iterator[SpecClient]:
     """Yield a client; its errors end the command."""
-    from . import client as grpc_client  # loading gRPC takes longer than all else
-
     if (tls_cert is None) != (tls_key is None):
         raise click.UsageError("--tls-cert and --tls-key go together")
-    files = grpc_client.Tls(tls_ca, tls_cert, tls_key) if tls or tls_ca or tls_cert else None
+    files = Tls(tls_ca, tls_cert, tls_key) if tls or tls_ca or tls_cert else None
     try:
-        with grpc_client.SpecClient(server, tls=files, timeout=timeout) as connected:
+        with SpecClient(server, tls=files, timeout=timeout) as connected:
             yield connected
     except OSError as error:
         raise _Failed(f"cannot read {error.filename}: {error.strerror}", USAGE) from None
-    except grpc_client.RequestRefused as refused:
+    except RequestRefused as refused:
         violations = [f"{v.field}: {v.description}" for v in refused.violations]
         raise _refused(violations or [refused.details]) from None
-    except (grpc_client.ServerUnavailable, grpc_client.DeadlineExceeded) as error:
+    except (ServerUnavailable, DeadlineExceeded) as error:
         raise _Failed(f"no answer from {server}: {error.details}", NO_ANSWER) from None
-    except grpc_client.SpecgenError as error:
+    except SpecgenError as error:
         raise _Failed(f"the server at {server} failed: {error}", NO_ANSWER) from None
 
 
@@ -344,9 +347,13 @@ def _warn(spec: SpecJSON, but_not: Collection[str] = ()) -> None:
 
 def _print(contents: bytes) -> None:
     """Write to standard output; who reads it may leave early."""
+    if sys.stdout is None:  # it was closed before we came
+        raise _Failed("cannot write standard output: it is closed", USAGE)
     try:
         sys.stdout.buffer.write(contents)
         sys.stdout.buffer.flush()
-    except BrokenPipeError:
+    except OSError as error:
         # else the interpreter complains when it closes standard output
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise _Failed(f"cannot write standard output: {error.strerror}", USAGE) from None
