@@ -32,8 +32,9 @@ def main() -> int:
     print(json.dumps(spec, indent=2))
     request = json.loads(EXAMPLE.read_text())
     print(f"""
-That was the OCI runtime spec of {EXAMPLE.stem}, a real nixpkgs build: {len(request["inputs"])} inputs
-became {len(spec["mounts"])} mounts. It came over gRPC from a server at {address}, now stopped.
+That was the OCI runtime spec of {EXAMPLE.stem}, a real nixpkgs build:
+{len(request["inputs"])} inputs became {len(spec["mounts"])} mounts.
+It came over gRPC from a server at {address}, now stopped.
 
 Next:
   make serve                 a server on 127.0.0.1:50051, and how to call it
