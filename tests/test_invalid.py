@@ -394,7 +394,7 @@ def test_unclean_ro_path(path: str) -> None:
 def test_accepted(fields: dict[str, Any]) -> None:
     request = read_request(build_request(**fields))
 
-    assert request.scratch_paths == fields.get("scratch_paths", ["build", "nix/store"])
+    assert list(request.scratch_paths) == fields.get("scratch_paths", ["build", "nix/store"])
 
 
 @pytest.mark.parametrize(

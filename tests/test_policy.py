@@ -7,11 +7,13 @@ from pathlib import Path
 import grpc
 import pytest
 from support import build_request, running_server
+from test_workers import start
 
 from specgen.v1.specgen_pb2 import SpecOptions as SpecOptionsMessage
 from specgen_client import RequestRefused, SpecClient, SpecgenError
 from specgen_server.policy import Denied, Policy
 from specgen_server.spec import SpecOptions, read_request
+from tvix.castore.protos.castore_pb2 import Node
 
 EVERYTHING = {
     "constraints": {
@@ -54,6 +56,21 @@ def denied(policy: Policy, options: SpecOptions = OWN) -> list[str]:
 )
 def test_check(policy: Policy, fields: list[str]) -> None:
     assert denied(policy) == fields
+
+
+def test_a_symlink_input_is_a_way_around_the_allowed_paths() -> None:
+    link = Node(symlink={"name": b"passwd", "target": b"/etc/passwd"})
+    request = read_request(build_request(inputs=[link]))
+    Policy().check(request, OWN, OWN)
+    with pytest.raises(Denied) as denied:
+        Policy(allow_ro_paths=("/dev/*",)).check(request, OWN, OWN)
+    assert [violation.field for violation in denied.value.violations] == ["inputs[0].symlink"]
+
+
+def test_a_glob_starts_with_a_slash() -> None:
+    ended = start("--listen", "127.0.0.1:0", "--allow-ro-path", "kvm")
+    assert ended.returncode == 2
+    assert "--allow-ro-path kvm: it must start with a slash" in ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from specgen.v1.specgen_pb2 import (
     SpecOptions,
 )
 from specgen.v1.specgen_pb2_grpc import SpecServiceStub
-from specgen_server.generate import generate
+from specgen_server.generate import generate, generate_wire
 from specgen_server.server import Server
 from specgen_server.service import SpecServicer
 from specgen_server.settings import Settings
@@ -615,13 +615,13 @@ def test_work_for_a_cancelled_stream_stops(monkeypatch: pytest.MonkeyPatch) -> N
     started, cancelled = threading.Event(), threading.Event()
     generated = []
 
-    def slow(request: Any, options: Any, **rest: Any) -> SpecJSON:
+    def slow(request: Any, options: Any, **rest: Any) -> bytes:
         generated.append(request)
         started.set()
         assert cancelled.wait(SECONDS)
-        return generate(request, options, **rest)
+        return generate_wire(request, options, **rest)
 
-    monkeypatch.setattr(specgen_server.service, "generate", slow)
+    monkeypatch.setattr(specgen_server.service, "generate_wire", slow)
     with own_server() as (channel, server):
         chunk = GenerateSpecsRequest(requests=[build_request()] * 1000)
         call = SpecServiceStub(channel).GenerateSpecs(iter([chunk]), timeout=SECONDS)
@@ -666,13 +666,13 @@ def caller_of_this_process(request: pytest.FixtureRequest) -> Iterator[Caller]:
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """A generator that fails for one working directory, in a way nobody foresaw."""
 
-    def generate_or_fail(request: Any, options: Any, **rest: Any) -> SpecJSON:
+    def generate_or_fail(request: Any, options: Any, **rest: Any) -> bytes:
         wire = request if isinstance(request, bytes) else request.SerializeToString()
         if b"broken" in wire:
             raise ZeroDivisionError("a secret of the server")
-        return generate(request, options, **rest)
+        return generate_wire(request, options, **rest)
 
-    monkeypatch.setattr(specgen_server.service, "generate", generate_or_fail)
+    monkeypatch.setattr(specgen_server.service, "generate_wire", generate_or_fail)
 
 
 INTERNAL = "internal error; the server's log has more"

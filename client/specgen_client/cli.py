@@ -236,7 +236,7 @@ def bundle_command(
     if values["terminal"] is None:
         values["terminal"] = has_terminal
     spec = _spec(request, server, dict(values))
-    mapped_otherwise = values["uid_mappings"] or values["gid_mappings"] or values["id_mappings"]
+    mapped_otherwise = values["uid_mapping"] or values["gid_mapping"] or values["id_mappings"]
     if not mapped_otherwise and _has_user_namespace(spec):
         # ours, even if the server has some: it may be on another host
         spec = _spec(request, server, values | {"id_mappings": "auto"})

@@ -141,15 +141,21 @@ class SpecClient:
         timeout: float | None = 30.0,
         wait_for_ready: bool = False,
     ) -> None:
+        self._target = target
+        self._credentials = tls.credentials() if tls else None
         self._timeout = timeout
-        service_config = {
+        self._wait_for_ready = wait_for_ready
+        # a server that is about to stop says so in its health, before it refuses any call
+        self._channel = self._connect(healthCheckConfig={"serviceName": _SERVICE})
+        self._stub = SpecServiceStub(self._channel)
+
+    def _connect(self, **service_config: object) -> grpc.Channel:
+        service_config |= {
             "loadBalancingConfig": [{"round_robin": {}}],
-            # a server that is about to stop says so here, before it refuses any call
-            "healthCheckConfig": {"serviceName": _SERVICE},
             "methodConfig": [
                 {
                     "name": [{"service": _SERVICE}, {"service": "grpc.health.v1.Health"}],
-                    "waitForReady": wait_for_ready,
+                    "waitForReady": self._wait_for_ready,
                     "retryPolicy": _RETRY_POLICY,
                 }
             ],
@@ -164,11 +170,9 @@ class SpecClient:
             # a call is retried only while all of it is still at hand
             ("grpc.per_rpc_retry_buffer_size", _MAX_MESSAGE_BYTES),
         ]
-        if tls is None:
-            self._channel = grpc.insecure_channel(target, channel_options)
-        else:
-            self._channel = grpc.secure_channel(target, tls.credentials(), channel_options)
-        self._stub = SpecServiceStub(self._channel)
+        if self._credentials is None:
+            return grpc.insecure_channel(self._target, channel_options)
+        return grpc.secure_channel(self._target, self._credentials, channel_options)
 
     def generate(
         self,
@@ -236,12 +240,15 @@ class SpecClient:
         Raises:
             SpecgenError: it cannot be asked.
         """
-        try:
-            response = HealthStub(self._channel).Check(  # type: ignore[attr-defined]
-                HealthCheckRequest(service=_SERVICE), timeout=timeout or self._timeout
-            )
-        except grpc.RpcError as error:
-            raise _error_of_call(error) from error
+        request = HealthCheckRequest(service=_SERVICE)
+        # not over the channel that follows health: that one leaves a server that stops
+        with self._connect() as channel:
+            try:
+                response = HealthStub(channel).Check(  # type: ignore[attr-defined]
+                    request, timeout=timeout or self._timeout
+                )
+            except grpc.RpcError as error:
+                raise _error_of_call(error) from error
         return bool(response.status == HealthCheckResponse.SERVING)
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 
-from .errors import Overloaded, abort, status_of
+from .errors import Overloaded, TooLarge, abort, status_of
 from .logs import LogFormat, call_lines
 from .service import SERVICE_NAME, SpecServicer
 from .stats import CallRecord, CallStats, current_call
@@ -111,11 +111,13 @@ class Calls:
         *,
         max_in_flight: int,
         max_streams: int,
+        max_message_bytes: int,
         enter: Callable[[CallRecord], None],
         named_callers: bool,
     ) -> None:
         self._tracer = call_tracer()
         self._servicer = servicer
+        self._max_message_bytes = max_message_bytes
         self._enter = enter
         self._named_callers = named_callers
         self._unary = CallPool("call", limit=max_in_flight)
@@ -144,7 +146,8 @@ class Calls:
         call.record.request_bytes = len(request)
         try:
             _check(self._unary, context)
-            wire = self._servicer.GenerateSpec(request, context).SerializeToString()
+            wire = self._servicer.generate_spec(request, context)
+            self._check_size(wire, context)
             call.record.response_bytes = len(wire)
         except BaseException:
             self._end(call, _code(context))
@@ -160,8 +163,8 @@ class Calls:
         try:
             _check(self._streams, context)
             counted = _counted(requests, call.record)
-            for response in self._servicer.GenerateSpecs(counted, context):
-                wire = response.SerializeToString()
+            for wire in self._servicer.generate_specs(counted, context):
+                self._check_size(wire, context)
                 call.record.response_bytes += len(wire)
                 yield wire
             code = grpc.StatusCode.OK
@@ -171,14 +174,18 @@ class Calls:
         finally:
             self._end(call, code)
 
+    def _check_size(self, wire: bytes, context: grpc.ServicerContext) -> None:
+        if len(wire) > self._max_message_bytes:
+            abort(context, status_of(TooLarge(len(wire), self._max_message_bytes)))
+
     def _begin(self, method: str, context: grpc.ServicerContext) -> _Call:
         metadata = context.invocation_metadata()
-        request_id = next((str(value) for key, value in metadata if key == "x-request-id"), None)
+        request_id = next((str(value) for key, value in metadata if key == "x-request-id"), "")
         record = CallRecord(
             method=method,
             peer=context.peer(),
             caller=_caller(context) if self._named_callers else "",
-            request_id=request_id or f"{getrandbits(64):016x}",
+            request_id=_one_word(request_id) or f"{getrandbits(64):016x}",
         )
         current_call.set(record)
         span = self._tracer.begin(method, metadata) if self._tracer else None
@@ -206,6 +213,11 @@ def _check(pool: CallPool, context: grpc.ServicerContext) -> None:
         abort(context, status_of(Overloaded(pool.limit)))
     if not context.is_active():
         context.abort(grpc.StatusCode.CANCELLED, "the caller is gone, or its deadline is over")
+
+
+def _one_word(request_id: str) -> str:
+    """Return what a caller names its call, so that it cannot pass for other parts of a log line."""
+    return "_".join(request_id.split())[:128]
 
 
 def _in(pool: CallPool, behavior: Any) -> Any:

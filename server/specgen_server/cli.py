@@ -61,7 +61,6 @@ _FILE = click.Path(dir_okay=False)
 @spec_flags
 @click.option(
     "--allow-ro-path",
-    "allow_ro_paths",
     metavar="GLOB",
     multiple=True,
     help="Host paths that builds may see; * stays within a segment. Repeatable.  [default: all]",
@@ -127,14 +126,14 @@ def main(
     Every option can be given as an environment variable too: SPECGEN_LISTEN,
     SPECGEN_SANDBOX_SHELL and so on; several values in one are separated by blanks.
 
-    SIGTERM and SIGINT stop it in order, a second one at once.
+    SIGTERM, SIGINT and SIGHUP stop it in order, a second one at once.
     """
     if (tls_cert is None) != (tls_key is None):
         raise click.UsageError("--tls-cert and --tls-key go together")
     if tls_client_ca and not tls_cert:
         raise click.UsageError("--tls-client-ca needs --tls-cert and --tls-key")
     tls = TlsFiles(tls_cert, tls_key, tls_client_ca) if tls_cert and tls_key else None
-    policy = Policy(**{name: values.pop(name) for name in Policy.__struct_fields__})
+    policy = _policy(**{name: values.pop(name) for name in _POLICY_FLAGS})
     workers = _workers(values.pop("workers"), values["listen"])
     own = {name: values.pop(name) for name in Settings.__struct_fields__ if name in values}
     settings = Settings(
@@ -146,6 +145,16 @@ def main(
     code = _run(settings)
     sys.stderr.flush()
     os._exit(code)  # threads may still hold calls of clients that do not go
+
+
+_POLICY_FLAGS = ("allow_ro_path", "deny_network", "deny_host_shell", "no_option_overrides")
+
+
+def _policy(*, allow_ro_path: tuple[str, ...], **forbidden: bool) -> Policy:
+    for glob in allow_ro_path:
+        if not glob.startswith("/"):
+            raise click.UsageError(f"--allow-ro-path {glob}: it must start with a slash")
+    return Policy(allow_ro_paths=allow_ro_path, **forbidden)
 
 
 def _workers(asked: int | None, listen: tuple[str, ...]) -> int:

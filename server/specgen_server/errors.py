@@ -13,7 +13,7 @@ from google.rpc.status_pb2 import Status as RpcStatus
 from .policy import Denied
 from .spec import InvalidRequest, UnreadableMessage, Violation
 
-__all__ = ["Overloaded", "Status", "abort", "status_of"]
+__all__ = ["Overloaded", "Status", "TooLarge", "abort", "status_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,11 +25,22 @@ class Overloaded(Exception):
         super().__init__(f"{limit} calls are in flight, which is this server's limit: try later")
 
 
+class TooLarge(Exception):
+    """The answer is longer than this server sends."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(
+            f"the answer takes {size} bytes, and this server sends at most {limit} "
+            "(--max-message-bytes)"
+        )
+
+
 _CODES: dict[type[Exception], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     UnreadableMessage: grpc.StatusCode.INVALID_ARGUMENT,
     Denied: grpc.StatusCode.PERMISSION_DENIED,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    TooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
 # Details travel in the trailers, and gRPC drops trailers above 16 KiB whole. What is

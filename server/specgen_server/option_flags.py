@@ -61,14 +61,12 @@ _FLAGS = (
     ),
     click.option(
         "--uid-mapping",
-        "uid_mappings",
         type=_IdMappingType(),
         multiple=True,
         help="S user ids from C on, in the sandbox, are the host's from H on. Repeatable.",
     ),
     click.option(
         "--gid-mapping",
-        "gid_mappings",
         type=_IdMappingType(),
         multiple=True,
         help="The same for group ids. Repeatable.",
@@ -96,8 +94,8 @@ def spec_options(
     sandbox_shell: str | None,
     terminal: bool | None,
     cgroup_namespace: bool | None,
-    uid_mappings: tuple[IdMapping, ...],
-    gid_mappings: tuple[IdMapping, ...],
+    uid_mapping: tuple[IdMapping, ...],
+    gid_mapping: tuple[IdMapping, ...],
     id_mappings: str | None,
 ) -> SpecOptions:
     """Return the options that the flags say, the seed's defaults for those not given.
@@ -106,13 +104,13 @@ def spec_options(
         click.UsageError: they cannot be, or the host has no ids to map.
     """
     if id_mappings == "auto":
-        if uid_mappings or gid_mappings:
+        if uid_mapping or gid_mapping:
             raise click.UsageError(
                 "--id-mappings auto does not go with --uid-mapping or --gid-mapping"
             )
         if rootless is not False:
             try:
-                uid_mappings, gid_mappings = host_id_mappings()
+                uid_mapping, gid_mapping = host_id_mappings()
             except (NoSubordinateIds, OSError) as error:
                 raise click.UsageError(f"--id-mappings auto: {error}") from None
     try:
@@ -121,8 +119,8 @@ def spec_options(
             sandbox_shell=sandbox_shell,
             terminal=terminal,
             cgroup_namespace=cgroup_namespace,
-            uid_mappings=uid_mappings,
-            gid_mappings=gid_mappings,
+            uid_mappings=uid_mapping,
+            gid_mappings=gid_mapping,
         )
     except InvalidRequest as error:
         raise click.UsageError(str(error)) from None

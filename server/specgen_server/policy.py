@@ -47,6 +47,16 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
             for i, path in enumerate(constraints.available_ro_paths)
             if not self._allows(path)
         ]
+        if self.allow_ro_paths:
+            denied += (
+                Violation(
+                    f"inputs[{i}].symlink",
+                    "this server allows only some paths of the host, and a runtime mounts "
+                    "whatever a symlink points to there",
+                )
+                for i, input_ in enumerate(request.inputs)
+                if input_.kind == "symlink"
+            )
         if constraints.network_access and self.deny_network:
             denied.append(
                 Violation("constraints.network_access", "this server denies builds the network")

@@ -10,7 +10,7 @@ from .stats import CallStats
 
 __all__ = ["STOP_SIGNALS", "Report"]
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Report(msgspec.Struct):

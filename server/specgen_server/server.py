@@ -31,6 +31,7 @@ class Server:
             SpecServicer(settings.options, settings.policy),
             max_in_flight=settings.max_in_flight,
             max_streams=settings.max_streams,
+            max_message_bytes=settings.max_message_bytes,
             enter=enter,
             named_callers=settings.tls is not None and settings.tls.client_ca is not None,
         )

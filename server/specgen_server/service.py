@@ -20,10 +20,10 @@ from tvix.build.protos.build_pb2 import BuildRequest
 
 from .call_options import METADATA_KEY, options_of_message, options_of_metadata
 from .errors import abort, status_of
-from .generate import generate
+from .generate import generate_wire
 from .policy import Policy
 from .spec import Request, SpecOptions, UnreadableMessage
-from .spec.wire import view_of
+from .spec.wire import delimited, view_of
 from .stats import current_call
 
 __all__ = ["SERVICE_NAME", "SpecServicer"]
@@ -36,8 +36,9 @@ _BulkView = view_of(GenerateSpecsRequest, opaque=("requests",))
 class SpecServicer:
     """specgen.v1.SpecService.
 
-    Its methods take messages, as grpcio-testing passes them, or their wire form, as
-    calls.py registers them: so a message that does not parse is theirs to answer.
+    The methods of the interface take messages, as the generated registration and
+    grpcio-testing pass them. Those below them take wire forms, as calls.py registers them:
+    so a message that does not parse is theirs to answer, and none is made of the answer.
     """
 
     def __init__(self, options: SpecOptions | None = None, policy: Policy | None = None) -> None:
@@ -45,25 +46,34 @@ class SpecServicer:
         self._policy = policy or Policy()
 
     def GenerateSpec(  # noqa: N802
-        self, request: BuildRequest | bytes, context: grpc.ServicerContext
+        self, request: BuildRequest, context: grpc.ServicerContext
     ) -> SpecJSON:
         """Answer with the spec of one build."""
+        return SpecJSON.FromString(self.generate_spec(request.SerializeToString(), context))
+
+    def GenerateSpecs(  # noqa: N802
+        self, requests: Iterator[GenerateSpecsRequest], context: grpc.ServicerContext
+    ) -> Iterator[GenerateSpecsResponse]:
+        """Answer each message with one result for each build in it."""
+        wires = (request.SerializeToString() for request in requests)
+        return map(GenerateSpecsResponse.FromString, self.generate_specs(wires, context))
+
+    def generate_spec(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        """GenerateSpec, on wire forms."""
         try:
             return self._generate(request, self._options_of(context))
         except Exception as error:
             status = status_of(error)
         abort(context, status)
 
-    def GenerateSpecs(  # noqa: N802
-        self,
-        requests: Iterator[GenerateSpecsRequest | bytes],
-        context: grpc.ServicerContext,
-    ) -> Iterator[GenerateSpecsResponse]:
-        """Answer each message with one result for each build in it."""
+    def generate_specs(
+        self, requests: Iterator[bytes], context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        """GenerateSpecs, on wire forms."""
         try:
             defaults = self._options_of(context)
             for request in requests:
-                yield GenerateSpecsResponse(results=self._results(request, defaults, context))
+                yield b"".join(self._results(request, defaults, context))
             return
         except Exception as error:
             status = status_of(error)
@@ -74,8 +84,8 @@ class SpecServicer:
         self._policy.check_overrides(options, self._options, METADATA_KEY)
         return options
 
-    def _generate(self, build_request: BuildRequest | bytes, options: SpecOptions) -> SpecJSON:
-        return generate(build_request, options, admit=lambda read: self._admit(read, options))
+    def _generate(self, build_request: bytes, options: SpecOptions) -> bytes:
+        return generate_wire(build_request, options, admit=lambda read: self._admit(read, options))
 
     def _admit(self, request: Request, options: SpecOptions) -> None:
         call = current_call.get()
@@ -84,26 +94,23 @@ class SpecServicer:
         self._policy.check(request, options, self._options)
 
     def _results(
-        self,
-        request: GenerateSpecsRequest | bytes,
-        defaults: SpecOptions,
-        context: grpc.ServicerContext,
-    ) -> Iterator[SpecResult]:
-        wire = request if isinstance(request, bytes) else request.SerializeToString()
+        self, wire: bytes, defaults: SpecOptions, context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        """Yield the results of one message, each as the field of the response that it is."""
         try:
             view = _BulkView.FromString(wire)
         except DecodeError:
             raise UnreadableMessage(GenerateSpecsRequest.DESCRIPTOR.full_name) from None
         options = options_of_message(view.options, defaults)
         self._policy.check_overrides(options, defaults, "options")
-        for build_request in view.requests:
+        for build_request in view.requests[:]:
             if not context.is_active():
                 return  # nobody waits for the rest
-            yield self._result(build_request, options)
+            yield delimited(_RESULTS, self._result(build_request, options))
 
-    def _result(self, build_request: bytes, options: SpecOptions) -> SpecResult:
+    def _result(self, build_request: bytes, options: SpecOptions) -> bytes:
         try:
-            return SpecResult(spec=self._generate(build_request, options))
+            return delimited(_SPEC, self._generate(build_request, options))
         except Exception as error:
             status = status_of(error)
         violations = [
@@ -113,4 +120,8 @@ class SpecServicer:
             error=SpecError(
                 code=status.code.value[0], message=status.message, violations=violations
             )
-        )
+        ).SerializeToString()
+
+
+_RESULTS = GenerateSpecsResponse.RESULTS_FIELD_NUMBER
+_SPEC = SpecResult.SPEC_FIELD_NUMBER

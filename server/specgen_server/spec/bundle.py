@@ -8,10 +8,10 @@ to. Source: tvix, build/src/oci/bundle.rs.
 from __future__ import annotations
 
 from base64 import b32encode
-from functools import lru_cache
 
 from blake3 import blake3
 
+from .memo import Memo
 from .request import Output
 
 __all__ = ["input_path", "output_path", "scratch_path"]
@@ -22,13 +22,19 @@ def input_path(name: str) -> str:
     return f"inputs/{name}"
 
 
-@lru_cache(maxsize=1024)
 def scratch_path(path: str) -> str:
     """Return where in the bundle a scratch path of the sandbox lies.
 
     The name is the padded BASE32 of the path's BLAKE3 digest (seed: ``scratch_name``).
     """
-    return f"scratch/{b32encode(blake3(path.encode()).digest()).decode()}"
+    return _scratch_paths[path]
+
+
+_scratch_paths: Memo[str, str] = Memo(
+    lambda path: f"scratch/{b32encode(blake3(path.encode()).digest()).decode()}",
+    limit=1024,
+    keep=lambda path: len(path) <= 512,
+)
 
 
 def output_path(output: Output) -> str:

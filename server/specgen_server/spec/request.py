@@ -10,19 +10,20 @@ marked "stricter" are ours: there tvix panics, or yields what no runtime can sta
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 
 from tvix.build.protos.build_pb2 import BuildRequest
 from tvix.castore.protos.castore_pb2 import Node
 
 from .memo import Memo
-from .paths import nearest_above, path_problems
-from .violations import UnreadableMessage, Violations, quoted
+from .paths import Roots, all_clean, path_problems
+from .violations import InvalidRequest, UnreadableMessage, Violation, Violations, quoted
 from .wire import view_of
 
 __all__ = [
@@ -68,28 +69,65 @@ class AdditionalFile(msgspec.Struct, frozen=True):
 class Constraints(msgspec.Struct, frozen=True):
     """What the build wants of its host. The defaults are those of a request without any."""
 
-    available_ro_paths: list[str] = []
+    available_ro_paths: tuple[str, ...] = ()
     network_access: bool = False
     provide_bin_sh: bool = False
+
+
+class Sandbox(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What a build sees besides its inputs.
+
+    The builds of one coordinator differ in little of it, so it is known by what the wire
+    has of it, and there is one object for all builds that have the same: what is made of
+    it downstream is made once.
+    """
+
+    working_dir: str
+    inputs_dir: str
+    scratch_paths: tuple[str, ...]
+    constraints: Constraints
+    scratch: Roots
+    """The scratch paths again, to ask what lies under them."""
+    is_small: bool
+    """Whether it is worth keeping what is made of it."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """A valid build request: what the spec depends on, and what its builder needs."""
 
+    sandbox: Sandbox
     inputs: list[Input]
+    symlinks: list[int]
+    """Which of the inputs are symlinks: their indices."""
     command_args: list[str]
-    working_dir: str
-    scratch_paths: list[str]
-    inputs_dir: str
     outputs: list[Output]
     environment: list[EnvVar]
-    constraints: Constraints
     additional_files: list[AdditionalFile]
     wire_size: int
     """Length of the message, in bytes: no part of the request is longer."""
 
+    @property
+    def working_dir(self) -> str:
+        """Where the command starts."""
+        return self.sandbox.working_dir
 
-_View = view_of(BuildRequest, opaque=("inputs", "environment_vars"))
+    @property
+    def inputs_dir(self) -> str:
+        """Where the inputs lie."""
+        return self.sandbox.inputs_dir
+
+    @property
+    def scratch_paths(self) -> tuple[str, ...]:
+        """Where the build may write."""
+        return self.sandbox.scratch_paths
+
+    @property
+    def constraints(self) -> Constraints:
+        """What the build wants of its host."""
+        return self.sandbox.constraints
+
+
+_View = view_of(BuildRequest, opaque=("inputs", "environment_vars"), merged=("constraints",))
 
 
 def read_request(message: BuildRequest | bytes) -> Request:
@@ -102,27 +140,36 @@ def read_request(message: BuildRequest | bytes) -> Request:
         InvalidRequest: it breaks rules, all of which are listed.
         UnreadableMessage: the bytes are no BuildRequest.
     """
-    wire = message.SerializeToString() if isinstance(message, Message) else message
+    wire = message if isinstance(message, bytes) else message.SerializeToString()
     try:
         view = _View.FromString(wire)
     except DecodeError:
         raise UnreadableMessage(BuildRequest.DESCRIPTOR.full_name) from None
 
+    # A slice is a list of the elements, in half the time that list() takes for it.
     violations = Violations()
+    sandbox = _sandbox(view, violations)
+    inputs, symlinks = _inputs(view.inputs[:], violations)
     request = Request(
-        inputs=_inputs(view.inputs, violations),
-        command_args=_command_args(view.command_args, violations),
-        working_dir=_directory("working_dir", view.working_dir, violations),
-        scratch_paths=_scratch_paths(view.scratch_paths, violations),
-        inputs_dir=_directory("inputs_dir", view.inputs_dir, violations),
-        outputs=_outputs(view.outputs, view.scratch_paths, violations),
-        environment=_environment(view.environment_vars, violations),
-        constraints=_constraints(view, violations),
-        additional_files=_additional_files(view.additional_files, view.scratch_paths, violations),
+        sandbox=sandbox,
+        inputs=inputs,
+        symlinks=symlinks,
+        command_args=_command_args(view.command_args[:], violations),
+        outputs=_outputs(view.outputs[:], sandbox.scratch, violations),
+        environment=_environment(view.environment_vars[:], violations),
+        additional_files=_additional_files(view.additional_files, sandbox.scratch, violations),
         wire_size=len(wire),
     )
-    violations.raise_if_any()
+    violations.raise_if_any(order=_field_number)
     return request
+
+
+def _field_number(violation: Violation) -> int:
+    name = _FIELD_NAME(violation.field)
+    return BuildRequest.DESCRIPTOR.fields_by_name[name[0]].number if name else 0
+
+
+_FIELD_NAME = re.compile(r"\w+").match
 
 
 # --- inputs ---------------------------------------------------------------------------
@@ -132,15 +179,21 @@ _TARGET_BYTES = 4095
 _DIGEST_BYTES = 32
 
 
-def _inputs(elements: Iterable[bytes], violations: Violations) -> list[Input]:
-    """Inputs MUST be sorted by their names, and a name MUST stand there once."""
-    inputs = _elements("inputs", elements, _known_inputs, violations)
+def _inputs(elements: list[bytes], violations: Violations) -> tuple[list[Input], list[int]]:
+    """Inputs MUST be sorted by their names, and a name MUST stand there once.
+
+    Returns them, and the indices of the symlinks.
+    """
+    inputs, symlinks = _elements("inputs", elements, _known_inputs, violations)
     names = [input_.name for input_ in inputs]
     _check_sorted("inputs", names, violations, by="by name")
     if len(set(names)) != len(names):
         twice = next(name for name, after in pairwise(sorted(names)) if name == after)
         violations.add("inputs", f"must not have a name twice, have {quoted(twice)}")
-    return inputs
+    return inputs, symlinks
+
+
+_SOUND_NAME = re.compile(rb"(?!\.{1,2}\Z)[^/\0]{1,%d}" % _NAME_BYTES).fullmatch
 
 
 def _input(element: bytes) -> Input:
@@ -148,13 +201,16 @@ def _input(element: bytes) -> Input:
     try:
         node = Node.FromString(element)
     except DecodeError:
-        raise _InvalidElement(("", "does not parse as a tvix.castore.v1.Node")) from None
+        raise _OddElement(("", "does not parse as a tvix.castore.v1.Node")) from None
     kind = node.WhichOneof("node")
     if kind is None:
-        raise _InvalidElement(("", "has no node: set directory, file or symlink"))
+        raise _OddElement(("", "has no node: set directory, file or symlink"))
 
     named = getattr(node, kind)
-    problems = [(f".{kind}.name", problem) for problem in _name_problems(named.name)]
+    name = named.name
+    problems = []
+    if not _SOUND_NAME(name):
+        problems += [(f".{kind}.name", problem) for problem in _name_problems(name)]
     if kind == "symlink":
         if not 1 <= len(named.target) <= _TARGET_BYTES:
             problem = f"must be 1 to {_TARGET_BYTES} bytes long, is {len(named.target)}"
@@ -166,11 +222,11 @@ def _input(element: bytes) -> Input:
         problems.append((f".{kind}.digest", problem))
 
     try:
-        input_ = Input(named.name.decode(), kind)
+        input_ = Input(name.decode(), kind)
     except UnicodeDecodeError:  # stricter: tvix panics
-        raise _InvalidElement(*problems, (f".{kind}.name", "must be UTF-8")) from None
-    if problems:
-        raise _InvalidElement(*problems, stand_in=input_)
+        raise _OddElement(*problems, (f".{kind}.name", "must be UTF-8")) from None
+    if problems or kind == "symlink":
+        raise _OddElement(*problems, read=input_)
     return input_
 
 
@@ -188,20 +244,20 @@ def _name_problems(name: bytes) -> Iterable[str]:
 # --- the command and its environment --------------------------------------------------
 
 
-def _command_args(view: Iterable[str], violations: Violations) -> list[str]:
+def _command_args(args: list[str], violations: Violations) -> list[str]:
     """Stricter: there MUST be a command, and no argument MUST contain NUL, see execve(2)."""
-    args = list(view)
     if not args:
         violations.add("command_args", "must name the command to run, is empty")
-    for i, arg in enumerate(args):
-        if "\0" in arg:
-            violations.add(f"command_args[{i}]", "must not contain a NUL byte")
+    if "\0" in "".join(args):
+        for i, arg in enumerate(args):
+            if "\0" in arg:
+                violations.add(f"command_args[{i}]", "must not contain a NUL byte")
     return args
 
 
-def _environment(elements: Iterable[bytes], violations: Violations) -> list[EnvVar]:
+def _environment(elements: list[bytes], violations: Violations) -> list[EnvVar]:
     """Environment variables MUST be sorted by their keys; equal keys may follow each other."""
-    environment = _elements("environment_vars", elements, _known_env_vars, violations)
+    environment, _ = _elements("environment_vars", elements, _known_env_vars, violations)
     keys = [env_var.key for env_var in environment]
     _check_sorted("environment_vars", keys, violations, by="by key")
     return environment
@@ -210,12 +266,10 @@ def _environment(elements: Iterable[bytes], violations: Violations) -> list[EnvV
 def _env_var(element: bytes) -> EnvVar:
     """A key MUST NOT be empty and MUST NOT contain ``=``."""
     try:
-        env_var = BuildRequest.EnvVar.FromString(element)
+        message = BuildRequest.EnvVar.FromString(element)
     except DecodeError:
-        raise _InvalidElement(
-            ("", "does not parse as an EnvVar, or its key is not UTF-8")
-        ) from None
-    key = env_var.key
+        raise _OddElement(("", "does not parse as an EnvVar, or its key is not UTF-8")) from None
+    key = message.key
     problems = []
     if not key:
         problems.append((".key", "must not be empty"))
@@ -223,20 +277,59 @@ def _env_var(element: bytes) -> EnvVar:
         problems.append((".key", f'must not contain "=", is {quoted(key)}'))
     if "\0" in key:  # stricter
         problems.append((".key", "must not contain a NUL byte"))
-    if b"\0" in env_var.value:  # stricter
+    if b"\0" in message.value:  # stricter
         problems.append((".value", "must not contain a NUL byte"))
     value = ""
     try:
-        value = env_var.value.decode()
+        value = message.value.decode()
     except UnicodeDecodeError as error:  # stricter: tvix panics
         problems.append((".value", f"must be UTF-8, is not at byte {error.start}"))
-    read = EnvVar(key, f"{key}={value}")
+    env_var = EnvVar(key, f"{key}={value}")
     if problems:
-        raise _InvalidElement(*problems, stand_in=read)
-    return read
+        raise _OddElement(*problems, read=env_var)
+    return env_var
 
 
-# --- paths ----------------------------------------------------------------------------
+# --- the sandbox ----------------------------------------------------------------------
+
+
+def _sandbox(view: Any, violations: Violations) -> Sandbox:
+    parts = (
+        view.working_dir,
+        view.inputs_dir,
+        tuple(view.scratch_paths[:]),
+        tuple(view.constraints[:]),
+    )
+    try:
+        return _known_sandboxes[parts]
+    except InvalidRequest as invalid:
+        violations.add_all(invalid)
+    return Sandbox(
+        working_dir="",
+        inputs_dir="",
+        scratch_paths=(),
+        constraints=Constraints(),
+        scratch=Roots(parts[2]),
+        is_small=False,
+    )
+
+
+_SandboxParts: TypeAlias = tuple[str, str, tuple[str, ...], tuple[bytes, ...]]
+
+
+def _read_sandbox(parts: _SandboxParts) -> Sandbox:
+    working_dir, inputs_dir, scratch_paths, constraints = parts
+    violations = Violations()
+    sandbox = Sandbox(
+        working_dir=_directory("working_dir", working_dir, violations),
+        inputs_dir=_directory("inputs_dir", inputs_dir, violations),
+        scratch_paths=_paths("scratch_paths", scratch_paths, violations),
+        constraints=_constraints(constraints, violations),
+        scratch=Roots(scratch_paths),
+        is_small=_is_small(parts),
+    )
+    violations.raise_if_any()
+    return sandbox
 
 
 def _directory(field: str, path: str, violations: Violations) -> str:
@@ -246,60 +339,17 @@ def _directory(field: str, path: str, violations: Violations) -> str:
     return path
 
 
-def _scratch_paths(view: Iterable[str], violations: Violations) -> list[str]:
-    """Scratch paths MUST be clean relative paths, and sorted. Stricter: none MUST be empty."""
-    paths = list(view)
-    for i, path in enumerate(paths):
-        _check_path(f"scratch_paths[{i}]", path, violations)
-    _check_sorted("scratch_paths", paths, violations)
-    return paths
-
-
-def _outputs(
-    view: Iterable[str], scratch_paths: Iterable[str], violations: Violations
-) -> list[Output]:
-    """Outputs MUST be clean relative paths, and sorted.
-
-    Stricter: none MUST be empty, and each MUST lie at or under a scratch path, since
-    nothing else is writable.
-    """
-    paths = list(view)
-    outputs = []
-    for i, (path, scratch) in enumerate(zip(paths, nearest_above(paths, list(scratch_paths)))):
-        if _check_path(f"outputs[{i}]", path, violations) and scratch is None:
-            violations.add(
-                f"outputs[{i}]", f"must lie at or under a scratch path, {quoted(path)} does not"
-            )
-        outputs.append(Output(path, scratch or ""))
-    _check_sorted("outputs", paths, violations)
-    return outputs
-
-
-def _additional_files(
-    view: Iterable[Any], scratch_paths: Iterable[str], violations: Violations
-) -> list[AdditionalFile]:
-    """Their paths MUST be clean relative paths, and sorted. Stricter: none MUST be empty."""
-    files = list(view)
-    if not files:
-        return []
-    paths = [file.path for file in files]
-    for i, path in enumerate(paths):
-        _check_path(f"additional_files[{i}].path", path, violations)
-    _check_sorted("additional_files", paths, violations, by="by path")
-    return [
-        AdditionalFile(file.path, file.contents, scratch)
-        for file, scratch in zip(files, nearest_above(paths, list(scratch_paths)))
-    ]
-
-
-def _constraints(view: Any, violations: Violations) -> Constraints:
+def _constraints(occurrences: tuple[bytes, ...], violations: Violations) -> Constraints:
     """Constraints, where set, MUST have a system; paths MUST be clean, absolute and sorted."""
-    if not view.HasField("constraints"):
+    if not occurrences:
         return Constraints()
-    constraints = view.constraints
+    try:
+        constraints = BuildRequest.BuildConstraints.FromString(b"".join(occurrences))
+    except DecodeError:
+        raise UnreadableMessage(BuildRequest.DESCRIPTOR.full_name) from None
     if not constraints.system:
         violations.add("constraints.system", "must not be empty where constraints is set")
-    paths = list(constraints.available_ro_paths)
+    paths = constraints.available_ro_paths[:]
     field = "constraints.available_ro_paths"
     for i, path in enumerate(paths):
         if not path.startswith("/"):
@@ -307,10 +357,55 @@ def _constraints(view: Any, violations: Violations) -> Constraints:
         if path != "/":
             _check_path(f"{field}[{i}]", path.removeprefix("/"), violations)
     _check_sorted(field, paths, violations)
-    return Constraints(paths, constraints.network_access, constraints.provide_bin_sh)
+    return Constraints(tuple(paths), constraints.network_access, constraints.provide_bin_sh)
+
+
+# --- outputs and files ----------------------------------------------------------------
+
+
+def _outputs(paths: list[str], scratch: Roots, violations: Violations) -> list[Output]:
+    """Outputs MUST be clean relative paths, and sorted.
+
+    Stricter: none MUST be empty, and each MUST lie at or under a scratch path, since
+    nothing else is writable.
+    """
+    nearest = scratch.nearest_above(paths)
+    if None in nearest or not all_clean(paths):
+        for i, (path, above) in enumerate(zip(paths, nearest)):
+            if _check_path(f"outputs[{i}]", path, violations) and above is None:
+                violations.add(
+                    f"outputs[{i}]", f"must lie at or under a scratch path, {quoted(path)} does not"
+                )
+    _check_sorted("outputs", paths, violations)
+    return [Output(path, above or "") for path, above in zip(paths, nearest)]
+
+
+def _additional_files(
+    files: Sequence[BuildRequest.AdditionalFile], scratch: Roots, violations: Violations
+) -> list[AdditionalFile]:
+    """Their paths MUST be clean relative paths, and sorted. Stricter: none MUST be empty."""
+    if not files:
+        return []
+    paths = [file.path for file in files]
+    _paths("additional_files", paths, violations, within=".path")
+    return [
+        AdditionalFile(file.path, file.contents, above)
+        for file, above in zip(files, scratch.nearest_above(paths))
+    ]
 
 
 # --- what the rules share -------------------------------------------------------------
+
+_Paths = TypeVar("_Paths", bound=Sequence[str])
+
+
+def _paths(field: str, paths: _Paths, violations: Violations, *, within: str = "") -> _Paths:
+    """Paths MUST be clean relative paths, and sorted. Stricter: none MUST be empty."""
+    if not all_clean(paths):
+        for i, path in enumerate(paths):
+            _check_path(f"{field}[{i}]{within}", path, violations)
+    _check_sorted(field, paths, violations, by="by path" if within else "")
+    return paths
 
 
 def _check_path(field: str, path: str, violations: Violations) -> bool:
@@ -320,9 +415,9 @@ def _check_path(field: str, path: str, violations: Violations) -> bool:
     return not problems
 
 
-def _check_sorted(field: str, keys: list[str], violations: Violations, *, by: str = "") -> None:
+def _check_sorted(field: str, keys: Sequence[str], violations: Violations, *, by: str = "") -> None:
     """Lists MUST be sorted by bytes; UTF-8 sorts as its code points do."""
-    if keys != sorted(keys):
+    if list(keys) != sorted(keys):
         before, after = next(pair for pair in pairwise(keys) if pair[0] > pair[1])
         violations.add(
             field,
@@ -334,37 +429,58 @@ def _check_sorted(field: str, keys: list[str], violations: Violations, *, by: st
 T = TypeVar("T")
 
 
-class _InvalidElement(Exception, Generic[T]):
-    """An element of a repeated field breaks rules: ``(field within it, description)`` each.
+class _OddElement(Exception, Generic[T]):
+    """An element that a memo does not keep: it breaks rules, or its place must be noted.
 
-    ``stand_in`` takes its place where the order of the elements is checked.
+    ``problems`` are ``(field within it, description)``; ``read`` is what was read of it,
+    which takes its place where the order of the elements is checked.
     """
 
-    def __init__(self, *problems: tuple[str, str], stand_in: T | None = None) -> None:
+    def __init__(self, *problems: tuple[str, str], read: T | None = None) -> None:
         self.problems = problems
-        self.stand_in = stand_in
+        self.read = read
 
 
 def _elements(
-    field: str, elements: Iterable[bytes], known: Memo[bytes, T], violations: Violations
-) -> list[T]:
-    """Read the elements of a repeated field, each by its bytes."""
+    field: str, elements: list[bytes], known: Memo[bytes, T], violations: Violations
+) -> tuple[list[T], list[int]]:
+    """Read the elements of a repeated field, each by its bytes.
+
+    Returns them, and the indices of those that are odd and break no rule.
+    """
     try:
-        return list(map(known.__getitem__, elements))
-    except _InvalidElement:
-        pass  # once more, slowly, for all that is wrong
-    read = []
+        return list(map(known.__getitem__, elements)), []
+    except _OddElement:
+        pass  # once more, slowly, for all that is wrong or to be noted
+    read: list[T] = []
+    noted = []
     for i, element in enumerate(elements):
         try:
             read.append(known[element])
-        except _InvalidElement as invalid:
-            for field_within, description in invalid.problems:
+        except _OddElement as odd:
+            for field_within, description in odd.problems:
                 violations.add(f"{field}[{i}]{field_within}", description)
-            if invalid.stand_in is not None:
-                read.append(invalid.stand_in)
-    return read
+            if not odd.problems:
+                noted.append(i)
+            if odd.read is not None:
+                read.append(odd.read)
+    return read, noted
 
 
 _KNOWN = 16_384  # some 10 MiB of each; more than the inputs of a large closure
-_known_inputs = Memo(_input, limit=_KNOWN, longest=512)
-_known_env_vars = Memo(_env_var, limit=_KNOWN, longest=512)
+_LONGEST = 512  # bytes
+
+
+def _is_short(element: bytes) -> bool:
+    return len(element) <= _LONGEST
+
+
+def _is_small(parts: _SandboxParts) -> bool:
+    working_dir, inputs_dir, scratch_paths, constraints = parts
+    lengths = map(len, (working_dir, inputs_dir, *scratch_paths, *constraints))
+    return sum(lengths) + len(scratch_paths) + len(constraints) <= 8 * _LONGEST
+
+
+_known_inputs = Memo(_input, limit=_KNOWN, keep=_is_short)
+_known_env_vars = Memo(_env_var, limit=_KNOWN, keep=_is_short)
+_known_sandboxes = Memo(_read_sandbox, limit=256, keep=_is_small)

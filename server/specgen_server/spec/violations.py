@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import msgspec
 
@@ -71,9 +72,16 @@ class Violations:
         if self._total <= self._KEPT:
             self._kept.append(Violation(field, description))
 
-    def raise_if_any(self) -> None:
+    def add_all(self, invalid: InvalidRequest) -> None:
+        """Note what was found wrong with a part."""
+        self._total += invalid.total
+        self._kept += invalid.violations[: self._KEPT - len(self._kept)]
+
+    def raise_if_any(self, *, order: Callable[[Violation], int] | None = None) -> None:
         """Raise InvalidRequest unless there are none."""
         if self._total:
+            if order:
+                self._kept.sort(key=order)
             raise InvalidRequest(self._kept, self._total)
 
 

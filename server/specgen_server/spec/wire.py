@@ -20,15 +20,23 @@ from google.protobuf.descriptor_pool import Default
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-__all__ = ["view_of"]
+__all__ = ["delimited", "view_of"]
 
 
-def view_of(message: type[Message], *, opaque: tuple[str, ...]) -> Any:
-    """Return a message class that reads ``message`` with the fields ``opaque`` as bytes.
+def view_of(
+    message: type[Message], *, opaque: tuple[str, ...], merged: tuple[str, ...] = ()
+) -> Any:
+    """Return a message class that reads some submessages of ``message`` as bytes.
 
     A submessage and a ``bytes`` field are the same on the wire: a length and so many
-    bytes (protobuf.dev/programming-guides/encoding). Only a repeated field can be read
-    so, since occurrences of a singular one are merged.
+    bytes (protobuf.dev/programming-guides/encoding).
+
+    Args:
+        message: the message of which it is a view.
+        opaque: repeated fields, whose elements are to be bytes.
+        merged: singular ones. What occurs of them on the wire becomes a list of bytes,
+            empty for a field that is not set; joined, they are the field's one value,
+            since concatenation is how protobuf merges messages.
     """
     view = DescriptorProto()
     message.DESCRIPTOR.CopyToProto(view)
@@ -36,8 +44,10 @@ def view_of(message: type[Message], *, opaque: tuple[str, ...]) -> Any:
     for kept_as_it_is in ("nested_type", "enum_type"):
         view.ClearField(kept_as_it_is)
     for field in view.field:
-        if field.name in opaque:
-            assert field.label == FieldDescriptorProto.LABEL_REPEATED  # noqa: S101
+        if field.name in opaque + merged:
+            is_repeated = field.label == FieldDescriptorProto.LABEL_REPEATED
+            assert is_repeated == (field.name in opaque)  # noqa: S101
+            field.label = FieldDescriptorProto.LABEL_REPEATED
             field.type = FieldDescriptorProto.TYPE_BYTES
             field.ClearField("type_name")
     file = FileDescriptorProto(
@@ -50,3 +60,16 @@ def view_of(message: type[Message], *, opaque: tuple[str, ...]) -> Any:
     pool = Default()
     pool.Add(file)
     return GetMessageClass(pool.FindMessageTypeByName(f"{file.package}.{view.name}"))
+
+
+def delimited(field: int, payload: bytes) -> bytes:
+    """Return a length-delimited field: its tag, the payload's length, the payload."""
+    size = len(payload)
+    if size < 0x80:
+        return bytes((field << 3 | 2, size)) + payload
+    head = [field << 3 | 2]
+    while size >= 0x80:
+        head.append(size & 0x7F | 0x80)
+        size >>= 7
+    head.append(size)
+    return bytes(head) + payload
