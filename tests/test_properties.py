@@ -16,6 +16,7 @@ from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT4
 from support import GOLDEN_NAMES, OCI_SCHEMA, bulk_cases, golden_case, invalid_cases, require
 
+from specgen_server import generate as generate_module
 from specgen_server.call_options import METADATA_KEY, options_of_metadata
 from specgen_server.generate import generate
 from specgen_server.spec import (
@@ -24,6 +25,7 @@ from specgen_server.spec import (
     SpecOptions,
     UnreadableMessage,
     bundle,
+    diagnostics,
     linux,
     mounts,
     read_request,
@@ -462,12 +464,18 @@ def test_json_says_what_the_request_says(request: BuildRequest, options: SpecOpt
 
 def forget() -> None:
     """Make every memo of the domain empty, as in a fresh process."""
-    for memo in (request_module._known_inputs, request_module._known_env_vars):
-        memo.clear()
-        memo._older.clear()
+    for memo in (
+        request_module._known_inputs,
+        request_module._known_env_vars,
+        request_module._known_sandboxes,
+        bundle._scratch_paths,
+        mounts._around_inputs,
+        diagnostics._checks_of,
+        generate_module._scratch_dirs,
+    ):
+        memo.forget()
     mounts._input_mounts.cache_clear()
     linux.configure_linux.cache_clear()
-    bundle.scratch_path.cache_clear()
 
 
 def outcome(message: BuildRequest | bytes, options: SpecOptions) -> Any:

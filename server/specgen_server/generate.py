@@ -20,7 +20,7 @@ from .spec import (
     scratch_path,
 )
 from .spec.memo import Memo
-from .spec.request import Sandbox
+from .spec.request import KNOWN_SANDBOXES, LARGEST_SANDBOX, Sandbox
 from .spec.wire import delimited
 
 __all__ = ["generate", "generate_wire"]
@@ -84,7 +84,12 @@ def _make_scratch_dirs(sandbox: Sandbox) -> bytes:
     ).SerializeToString()
 
 
-_scratch_dirs = Memo(_make_scratch_dirs, limit=256, keep=lambda sandbox: sandbox.is_small)
+_scratch_dirs = Memo(
+    _make_scratch_dirs,
+    limit=KNOWN_SANDBOXES,
+    longest=LARGEST_SANDBOX,
+    size=lambda sandbox: sandbox.size,
+)
 
 
 @lru_cache(maxsize=256)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from specgen.v1 import specgen_pb2
 from specgen.v1.specgen_pb2 import (
@@ -36,9 +36,10 @@ _BulkView = view_of(GenerateSpecsRequest, opaque=("requests",))
 class SpecServicer:
     """specgen.v1.SpecService.
 
-    The methods of the interface take messages, as the generated registration and
-    grpcio-testing pass them. Those below them take wire forms, as calls.py registers them:
-    so a message that does not parse is theirs to answer, and none is made of the answer.
+    The methods of the interface answer with messages, for the generated registration and
+    grpcio-testing. Those below them are what calls.py registers: they get wire forms, so
+    that a message that does not parse is theirs to answer, and no message is ever made of
+    the answer.
     """
 
     def __init__(self, options: SpecOptions | None = None, policy: Policy | None = None) -> None:
@@ -46,17 +47,17 @@ class SpecServicer:
         self._policy = policy or Policy()
 
     def GenerateSpec(  # noqa: N802
-        self, request: BuildRequest, context: grpc.ServicerContext
+        self, request: BuildRequest | bytes, context: grpc.ServicerContext
     ) -> SpecJSON:
         """Answer with the spec of one build."""
-        return SpecJSON.FromString(self.generate_spec(request.SerializeToString(), context))
+        return SpecJSON.FromString(self.generate_spec(_wire(request), context))
 
     def GenerateSpecs(  # noqa: N802
-        self, requests: Iterator[GenerateSpecsRequest], context: grpc.ServicerContext
+        self, requests: Iterator[GenerateSpecsRequest | bytes], context: grpc.ServicerContext
     ) -> Iterator[GenerateSpecsResponse]:
         """Answer each message with one result for each build in it."""
-        wires = (request.SerializeToString() for request in requests)
-        return map(GenerateSpecsResponse.FromString, self.generate_specs(wires, context))
+        answers = self.generate_specs(map(_wire, requests), context)
+        return map(GenerateSpecsResponse.FromString, answers)
 
     def generate_spec(self, request: bytes, context: grpc.ServicerContext) -> bytes:
         """GenerateSpec, on wire forms."""
@@ -76,6 +77,8 @@ class SpecServicer:
                 yield b"".join(self._results(request, defaults, context))
             return
         except Exception as error:
+            if not context.is_active():
+                return  # the caller left, and gRPC ends its requests with an error
             status = status_of(error)
         abort(context, status)
 
@@ -121,6 +124,10 @@ class SpecServicer:
                 code=status.code.value[0], message=status.message, violations=violations
             )
         ).SerializeToString()
+
+
+def _wire(message: Message | bytes) -> bytes:
+    return message if isinstance(message, bytes) else message.SerializeToString()
 
 
 _RESULTS = GenerateSpecsResponse.RESULTS_FIELD_NUMBER

@@ -68,12 +68,20 @@ def serve(
     return 0 if drained else 1
 
 
+_LAST_RESORT = 5.0  # seconds beyond the grace, after which a worker that hangs just ends
+
+
 def _drain(server: Server, settings: Settings) -> bool:
     """Stop in order; return False if a second signal cut it short.
 
     Health says NOT_SERVING first, so that balancers look elsewhere while calls are still
     taken. Then clients are told to go, and what is in flight finishes.
     """
+    last_resort = threading.Timer(
+        settings.drain_delay + settings.grace + _LAST_RESORT, os._exit, (1,)
+    )
+    last_resort.daemon = True
+    last_resort.start()
     logger.info("stopping: not serving, %g s for others to notice", settings.drain_delay)
     server.health.stop_serving()
     if _signalled(settings.drain_delay):

@@ -33,7 +33,7 @@ def scratch_path(path: str) -> str:
 _scratch_paths: Memo[str, str] = Memo(
     lambda path: f"scratch/{b32encode(blake3(path.encode()).digest()).decode()}",
     limit=1024,
-    keep=lambda path: len(path) <= 512,
+    longest=512,
 )
 
 

@@ -21,7 +21,7 @@ from .memo import Memo
 from .options import IdMapping, SpecOptions
 from .paths import nearest_above
 from .process import BUILD_GID, BUILD_UID, NOFILE
-from .request import Constraints, Input, Request, Sandbox
+from .request import KNOWN_SANDBOXES, LARGEST_SANDBOX, Constraints, Input, Request, Sandbox
 
 __all__ = ["CODES", "Diagnostic", "diagnose"]
 
@@ -670,7 +670,9 @@ def _checks_for(key: tuple[Sandbox, SpecOptions]) -> tuple[_Check, ...]:
     return tuple(checks)
 
 
-_checks_of = Memo(_checks_for, limit=256, keep=lambda key: key[0].is_small)
+_checks_of = Memo(
+    _checks_for, limit=KNOWN_SANDBOXES, longest=LARGEST_SANDBOX, size=lambda key: key[0].size
+)
 
 _SHOWN_CHARS = 60
 

@@ -18,17 +18,23 @@ class Memo(dict[K, V]):
     It holds two generations of at most ``limit`` results each: when the younger is
     full it becomes the older one, and what the older one held is forgotten. A
     result that is asked for again is carried into the younger. Exceptions are not
-    kept, nor are results for keys that ``keep`` turns down, those too large to keep
-    ``limit`` of. Threads may share a memo: at worst they compute a result twice.
+    kept, nor are results for keys whose ``size`` is more than ``longest``. Threads may
+    share a memo: at worst they compute a result twice.
     """
 
     def __init__(
-        self, function: Callable[[K], V], *, limit: int, keep: Callable[[K], bool]
+        self,
+        function: Callable[[K], V],
+        *,
+        limit: int,
+        longest: int,
+        size: Callable[[K], int] = len,  # type: ignore[assignment]  # of those that have one
     ) -> None:
         super().__init__()
         self._function: Callable[[K], V] = function
         self._limit = limit
-        self._keep = keep
+        self._longest = longest
+        self._size: Callable[[K], int] = size
         self._older: dict[K, V] = {}
 
     def __missing__(self, key: K) -> V:
@@ -36,9 +42,14 @@ class Memo(dict[K, V]):
             value = self._older[key]
         except KeyError:
             value = self._function(key)
-        if self._keep(key):
+        if self._size(key) <= self._longest:
             if len(self) >= self._limit:
                 self._older = self.copy()
                 self.clear()
             self[key] = value
         return value
+
+    def forget(self) -> None:
+        """Be as in a fresh process."""
+        self.clear()
+        self._older = {}

@@ -10,7 +10,7 @@ from . import oci
 from .bundle import input_path, scratch_path
 from .memo import Memo
 from .options import SpecOptions
-from .request import Input, Request, Sandbox
+from .request import KNOWN_SANDBOXES, LARGEST_SANDBOX, Input, Request, Sandbox
 
 __all__ = ["configure_mounts"]
 
@@ -61,7 +61,12 @@ def _make_around_inputs(
     return tuple(map(oci.encoded, before)), of_input, tuple(map(oci.encoded, after))
 
 
-_around_inputs = Memo(_make_around_inputs, limit=256, keep=lambda key: key[0].is_small)
+_around_inputs = Memo(
+    _make_around_inputs,
+    limit=KNOWN_SANDBOXES,
+    longest=LARGEST_SANDBOX,
+    size=lambda key: key[0].size,
+)
 
 
 def _bind(source: str, destination: str, options: tuple[str, ...]) -> oci.Mount:
@@ -83,5 +88,6 @@ def _input_mounts(inputs_dir: str) -> Memo[Input, oci.Mount]:
     return Memo(
         lambda input_: oci.encoded(_bind(input_path(input_.name), parent + input_.name, _RO_INPUT)),
         limit=_KNOWN_INPUTS,
-        keep=lambda _: True,
+        longest=255,
+        size=lambda input_: len(input_.name),
     )

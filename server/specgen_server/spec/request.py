@@ -74,6 +74,10 @@ class Constraints(msgspec.Struct, frozen=True):
     provide_bin_sh: bool = False
 
 
+KNOWN_SANDBOXES = 256
+LARGEST_SANDBOX = 4096  # bytes; what is made of it is several times as large
+
+
 class Sandbox(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """What a build sees besides its inputs.
 
@@ -88,8 +92,8 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     constraints: Constraints
     scratch: Roots
     """The scratch paths again, to ask what lies under them."""
-    is_small: bool
-    """Whether it is worth keeping what is made of it."""
+    size: int
+    """About how many bytes are in it: whether to keep what is made of it."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -310,7 +314,7 @@ def _sandbox(view: Any, violations: Violations) -> Sandbox:
         scratch_paths=(),
         constraints=Constraints(),
         scratch=Roots(parts[2]),
-        is_small=False,
+        size=_size_of(parts),
     )
 
 
@@ -326,7 +330,7 @@ def _read_sandbox(parts: _SandboxParts) -> Sandbox:
         scratch_paths=_paths("scratch_paths", scratch_paths, violations),
         constraints=_constraints(constraints, violations),
         scratch=Roots(scratch_paths),
-        is_small=_is_small(parts),
+        size=_size_of(parts),
     )
     violations.raise_if_any()
     return sandbox
@@ -467,20 +471,15 @@ def _elements(
     return read, noted
 
 
-_KNOWN = 16_384  # some 10 MiB of each; more than the inputs of a large closure
-_LONGEST = 512  # bytes
-
-
-def _is_short(element: bytes) -> bool:
-    return len(element) <= _LONGEST
-
-
-def _is_small(parts: _SandboxParts) -> bool:
+def _size_of(parts: _SandboxParts) -> int:
     working_dir, inputs_dir, scratch_paths, constraints = parts
-    lengths = map(len, (working_dir, inputs_dir, *scratch_paths, *constraints))
-    return sum(lengths) + len(scratch_paths) + len(constraints) <= 8 * _LONGEST
+    of_paths = sum(map(len, scratch_paths)) + len(scratch_paths)
+    return len(working_dir) + len(inputs_dir) + of_paths + sum(map(len, constraints))
 
 
-_known_inputs = Memo(_input, limit=_KNOWN, keep=_is_short)
-_known_env_vars = Memo(_env_var, limit=_KNOWN, keep=_is_short)
-_known_sandboxes = Memo(_read_sandbox, limit=256, keep=_is_small)
+_KNOWN = 16_384  # some 10 MiB of each; more than the inputs of a large closure
+_known_inputs = Memo(_input, limit=_KNOWN, longest=512)
+_known_env_vars = Memo(_env_var, limit=_KNOWN, longest=512)
+_known_sandboxes = Memo(
+    _read_sandbox, limit=KNOWN_SANDBOXES, longest=LARGEST_SANDBOX, size=_size_of
+)

@@ -1,0 +1,377 @@
+"""Over the wire: parts (b), (c), (d) and (f) of the table.
+
+The load comes from h2load (Debian: nghttp2-client), native and pinned to another core than
+the server. One h2load repeats one request, so several run at once, each with a real request
+of its own, and the next round takes others.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import corpus
+import grpc
+from servers import Running, free_port, resident
+
+from specgen.v1.specgen_pb2 import GenerateSpecsRequest, GenerateSpecsResponse, SpecJSON
+from specgen_server.generate import generate
+from specgen_server.spec import SpecOptions
+from tvix.build.protos.build_pb2 import BuildRequest
+
+__all__ = ["Target", "bulk_rows", "load_rows", "process_rows", "starvation_rows"]
+
+METHOD = "specgen.v1.SpecService/GenerateSpec"
+BULK_METHOD = "specgen.v1.SpecService/GenerateSpecs"
+CPUS = sorted(os.sched_getaffinity(0))
+SERVER_CPUS = {CPUS[0]}
+LOAD_CPUS = set(CPUS[1:]) or set(CPUS)
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is measured: a server's address and its method."""
+
+    name: str
+    address: str
+    method: str = METHOD
+
+
+@dataclass(frozen=True)
+class Load:
+    """What came of some seconds of load."""
+
+    calls_per_second: float
+    milliseconds: list[float]
+
+    def percentile(self, share: float) -> float:
+        """Return the time within which this share of the calls was answered."""
+        ordered = sorted(self.milliseconds)
+        return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+def _framed(message: bytes) -> bytes:
+    return b"\0" + struct.pack(">I", len(message)) + message
+
+
+def load(target: Target, bodies: Sequence[bytes], *, in_flight: int, seconds: float) -> Load:
+    """Keep so many calls in flight, spread over as many h2loads as there are bodies."""
+    each = max(1, in_flight // len(bodies))
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
+        started = []
+        for i, body in enumerate(bodies[:in_flight]):
+            file = Path(directory, f"{i}.body")
+            file.write_bytes(body)
+            started.append(
+                stack.enter_context(
+                    subprocess.Popen(
+                        [
+                            *(
+                                "h2load",
+                                "--duration",
+                                f"{int(seconds * 1000)}ms",
+                                "--warm-up-time",
+                                "300ms",
+                            ),
+                            *("-c", "1", "-m", str(each), "-t", "1", "-d", str(file)),
+                            *("--log-file", str(Path(directory, f"{i}.log"))),
+                            *("-H", "te: trailers", "-H", "content-type: application/grpc"),
+                            *_uri(target),
+                        ],
+                        stdout=subprocess.DEVNULL,
+                        preexec_fn=lambda: os.sched_setaffinity(0, LOAD_CPUS),
+                    )
+                )
+            )
+        for process in started:
+            process.wait(seconds + 30)
+        rows = [
+            line.split("\t")
+            for i in range(len(started))
+            for line in Path(directory, f"{i}.log").read_text().splitlines()
+        ]
+    answered = [row for row in rows if row[1] == "200"]
+    # those under way when the time is over are cut
+    if not answered or len(rows) - len(answered) > in_flight:
+        raise RuntimeError(
+            f"{target.name}: {len(rows) - len(answered)} of {len(rows)} calls failed"
+        )
+    return Load(len(answered) / seconds, [int(row[2]) / 1000 for row in answered])
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{int(seconds * 1000)}ms"
+
+
+def _uri(target: Target) -> list[str]:
+    if target.address.startswith("unix:"):
+        path = target.address.removeprefix("unix://")
+        return ["--base-uri", f"unix:{path}", f"http://localhost/{target.method}"]
+    return [f"http://{target.address}/{target.method}"]
+
+
+def check(target: Target, wires: Sequence[bytes]) -> None:
+    """See that a target answers with the specs; h2load only counts."""
+    with grpc.insecure_channel(target.address) as channel:
+        call = channel.unary_unary(f"/{target.method}")
+        for wire in wires:
+            answer = SpecJSON.FromString(call(wire, timeout=20, wait_for_ready=True))
+            if answer.json != generate(wire, SpecOptions()).json:
+                raise RuntimeError(f"{target.name} answers with another spec")
+
+
+@contextmanager
+def pinned(
+    *flags: str, listen: str | None = None, cpus: set[int] | None = None
+) -> Iterator[Running]:
+    """Yield a server of ours on the server's core, or others."""
+    with _on(cpus or SERVER_CPUS):
+        server = Running("--grace", "2", *flags, listen=listen)
+    try:
+        server.wait_until_serving()
+        yield server
+    finally:
+        server.stop()
+
+
+@contextmanager
+def noop(listen: str) -> Iterator[Target]:
+    """Yield the no-op server, on the server's core."""
+    with _on(SERVER_CPUS):
+        process = subprocess.Popen([sys.executable, HERE / "noop_server.py", "--listen", listen])
+    try:
+        yield Target("no-op", listen)
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@contextmanager
+def _on(cpus: set[int]) -> Iterator[None]:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _medians(rounds: list[Load]) -> tuple[float, float, float]:
+    return (
+        statistics.median(r.calls_per_second for r in rounds),
+        statistics.median(r.percentile(0.5) for r in rounds),
+        statistics.median(r.percentile(0.99) for r in rounds),
+    )
+
+
+def _compared(
+    targets: Sequence[Target], bodies: list[bytes], *, in_flight: int, rounds: int, seconds: float
+) -> dict[str, tuple[float, float, float]]:
+    """Return calls a second, p50 and p99 of each target, the targets taking turns."""
+    results: dict[str, list[Load]] = {target.name: [] for target in targets}
+    width = min(in_flight, 16)
+    for turn in range(rounds):
+        chosen = [bodies[(turn * width + i) % len(bodies)] for i in range(width)]
+        for target in targets:
+            results[target.name].append(load(target, chosen, in_flight=in_flight, seconds=seconds))
+    return {name: _medians(loads) for name, loads in results.items()}
+
+
+def load_rows(rounds: int, seconds: float, peer: Target | None) -> list[tuple[str, ...]]:
+    """(b): calls a second and latencies, against the no-op server on the same core."""
+    sized = corpus.sized(60, 100)
+    rows = []
+    with tempfile.TemporaryDirectory() as directory:
+        for transport, listen in (
+            ("tcp", f"127.0.0.1:{free_port()}"),
+            ("unix", f"unix://{directory}/ours.sock"),
+        ):
+            other = (
+                f"127.0.0.1:{free_port()}" if transport == "tcp" else f"unix://{directory}/n.sock"
+            )
+            with pinned("--workers", "1", listen=listen) as ours, noop(other) as floor:
+                targets = [Target("ours", ours.address), floor]
+                if peer and transport == "tcp":
+                    targets.append(peer)
+                for target in targets:
+                    check(target, [*sized[:3], *corpus.closures()[:3]])
+                for name, wires in (("60 inputs", sized), ("real closures", corpus.closures())):
+                    bodies = [_framed(wire) for wire in wires]
+                    for in_flight in (1, 16, 64):
+                        results = _compared(
+                            targets, bodies, in_flight=in_flight, rounds=rounds, seconds=seconds
+                        )
+                        for target in targets:
+                            rows.append(_row(transport, name, in_flight, target.name, results))
+    return rows
+
+
+def _row(
+    transport: str,
+    name: str,
+    in_flight: int,
+    target: str,
+    results: dict[str, tuple[float, float, float]],
+) -> tuple[str, ...]:
+    calls, p50, p99 = results[target]
+    floor_calls, floor_p50, _ = results["no-op"]
+    return (
+        transport,
+        name,
+        str(in_flight),
+        target,
+        f"{calls:.0f}",
+        f"{p50:.2f}",
+        f"{p99:.2f}",
+        f"{calls / floor_calls:.2f}",
+        f"{p50 / floor_p50:.2f}",
+    )
+
+
+def worker_rows(rounds: int, seconds: float) -> list[tuple[str, ...]]:
+    """(b): two workers against one, on all cores, which the load then shares."""
+    bodies = [_framed(wire) for wire in corpus.sized(60, 100)]
+    every = set(CPUS)
+    with (
+        pinned("--workers", "1", cpus=every) as one,
+        pinned("--workers", "2", cpus=every) as two,
+    ):
+        targets = [Target("one worker", one.address), Target("two workers", two.address)]
+        results = _compared(targets, bodies, in_flight=16, rounds=rounds, seconds=seconds)
+    base = results["one worker"][0]
+    return [
+        (name, f"{calls:.0f}", f"{p50:.2f}", f"{p99:.2f}", f"{calls / base:.2f}")
+        for name, (calls, p50, p99) in results.items()
+    ]
+
+
+def bulk_rows(rounds: int, seconds: float) -> list[tuple[str, ...]]:
+    """(c): specs a second through GenerateSpecs, by builds in a message."""
+    builds = [BuildRequest.FromString(wire) for wire in corpus.sized(60, 128)]
+    bodies = {}
+    for chunk in (1, 16, 64):
+        messages = (
+            GenerateSpecsRequest(requests=builds[i : i + chunk])
+            for i in range(0, len(builds), chunk)
+        )
+        bodies[f"chunks of {chunk}"] = b"".join(_framed(m.SerializeToString()) for m in messages)
+    single = [_framed(build.SerializeToString()) for build in builds]
+    rates: dict[str, list[float]] = {"single calls": [], **{name: [] for name in bodies}}
+    with pinned("--workers", "1") as server:
+        _check_bulk(server.address, builds)
+        bulk = Target("bulk", server.address, BULK_METHOD)
+        for turn in range(rounds):
+            chosen = [single[(turn * 16 + i) % len(single)] for i in range(16)]
+            calls = load(Target("ours", server.address), chosen, in_flight=16, seconds=seconds)
+            rates["single calls"].append(calls.calls_per_second)
+            for name, body in bodies.items():
+                streams = load(bulk, [body], in_flight=1, seconds=seconds)
+                rates[name].append(streams.calls_per_second * len(builds))
+    base = statistics.median(rates["single calls"])
+    return [
+        (name, f"{statistics.median(of):.0f}", f"{statistics.median(of) / base:.2f}")
+        for name, of in rates.items()
+    ]
+
+
+def _check_bulk(address: str, builds: list[BuildRequest]) -> None:
+    with grpc.insecure_channel(address) as channel:
+        call = channel.stream_stream(
+            f"/{BULK_METHOD}",
+            request_serializer=GenerateSpecsRequest.SerializeToString,
+            response_deserializer=GenerateSpecsResponse.FromString,
+        )
+        (answer,) = call(iter([GenerateSpecsRequest(requests=builds[:5])]), timeout=20)
+    for build, result in zip(builds, answer.results):
+        if result.spec.json != generate(build, SpecOptions()).json:
+            raise RuntimeError("the bulk call answers with another spec")
+
+
+def process_rows(times: int) -> list[tuple[str, ...]]:
+    """(d): from start to SERVING, and the memory of a worker."""
+    seconds, fresh, full = [], [], []
+    for _ in range(times):
+        began = time.monotonic()
+        server = Running("--workers", "1")
+        try:
+            server.wait_until_serving()
+            seconds.append(time.monotonic() - began)
+            fresh.append(resident(server.process.pid))
+            with grpc.insecure_channel(server.address) as channel:
+                call = channel.unary_unary(f"/{METHOD}")
+                for wire in corpus.closures():
+                    call(wire, timeout=20)
+            full.append(resident(server.process.pid))
+        finally:
+            server.stop()
+    return [
+        ("start to SERVING", f"{statistics.median(seconds):.2f} s"),
+        ("resident, SERVING", f"{statistics.median(fresh) / 2**20:.1f} MiB"),
+        ("resident, after 120 real closures", f"{statistics.median(full) / 2**20:.1f} MiB"),
+    ]
+
+
+def starvation_rows(rounds: int, seconds: float) -> list[tuple[str, ...]]:
+    """(f): calls with 60 inputs, while calls with 10000 run on another connection."""
+    small = [_framed(wire) for wire in corpus.sized(60, 100)]
+    large = [_framed(wire) for wire in corpus.sized(10_000, 1)]
+    rows = []
+    for workers in ("1", "2"):
+        alone, beside = [], []
+        with pinned("--workers", workers, cpus=set(CPUS)) as server:
+            target = Target("ours", server.address)
+            for turn in range(rounds):
+                chosen = [small[(turn * 4 + i) % len(small)] for i in range(4)]
+                alone.append(load(target, chosen, in_flight=4, seconds=seconds))
+                with _large_calls(target, large[0], seconds + 2):
+                    beside.append(load(target, chosen, in_flight=4, seconds=seconds))
+        p99, loaded = _medians(alone)[2], _medians(beside)[2]
+        rows.append((workers, f"{p99:.2f}", f"{loaded:.2f}", f"{loaded / p99:.1f}"))
+    return rows
+
+
+@contextmanager
+def _large_calls(target: Target, body: bytes, seconds: float) -> Iterator[None]:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(body)
+        file.flush()
+        process = subprocess.Popen(
+            [
+                *(
+                    "h2load",
+                    "--duration",
+                    f"{int(seconds * 1000)}ms",
+                    "-c",
+                    "1",
+                    "-m",
+                    "1",
+                    "-d",
+                    file.name,
+                ),
+                *("-H", "te: trailers", "-H", "content-type: application/grpc"),
+                *_uri(target),
+            ],
+            stdout=subprocess.DEVNULL,
+        )
+        time.sleep(0.5)
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def installed() -> bool:
+    """Return whether there is an h2load to measure with."""
+    return shutil.which("h2load") is not None
