@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +177,18 @@ def test_of_equal_additional_files_the_last_stays(tmp_path: Path) -> None:
     files = [{"path": "build/x", "contents": text} for text in (b"one", b"two", b"")]
     bundle = written(tmp_path, additional_files=files)
     assert (bundle / scratch_path("build") / "x").read_bytes() == b""
+
+
+def test_additional_file_below_scratch_paths_that_repeat(tmp_path: Path) -> None:
+    bundle = written(
+        tmp_path,
+        scratch_paths=["a", "a", "a/b"],
+        working_dir="a",
+        outputs=[],
+        additional_files=[{"path": "a/b/c", "contents": b"mine"}],
+    )
+    assert tree(bundle / scratch_path("a/b")) == {"c": "mine"}
+    assert tree(bundle / scratch_path("a")) == {"b": None}
 
 
 def test_mount_points_lie_in_the_scratch_that_covers_them(tmp_path: Path) -> None:
@@ -412,7 +426,8 @@ def test_nothing_half_written(there: bool, tmp_path: Path, monkeypatch: pytest.M
     assert tree(tmp_path) == before
 
 
-def test_nothing_half_written_by_what_is_ended(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_nothing_half_written_by_what_is_ended(number: signal.Signals, tmp_path: Path) -> None:
     inputs = tmp_path / "inputs"
     (inputs / "dir").mkdir(parents=True)
     (tmp_path / "file").touch()
@@ -442,9 +457,52 @@ def test_nothing_half_written_by_what_is_ended(tmp_path: Path) -> None:
         while not list(work.glob(".b.*/bundle/inputs/dir/*")):
             assert time.monotonic() < deadline
             assert process.poll() is None
-        process.terminate()
-    assert process.returncode == 128 + 15
+        process.send_signal(number)
+    assert process.returncode == 128 + number
     assert list(work.iterdir()) == []
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("at", range(8))
+def test_an_interrupted_exchange_is_undone(
+    at: int, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "bundle"
+    assert command(bundle).exit_code == 0
+    (bundle / "root/old").touch()
+    before = tree(tmp_path)
+
+    rename = Path.rename
+    renamed = count()
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if next(renamed) != at:
+            return rename(path, target)
+        if when == "after":
+            rename(path, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    result = command(bundle, "--force")
+    monkeypatch.undo()
+
+    assert result.exit_code == 130
+    assert result.stderr == "specgen: interrupted\n"
+    assert tree(tmp_path) == before
+
+
+def test_root_does_not_write_in_the_directory_of_somebody_else(tmp_path: Path) -> None:
+    require(os.geteuid() == 0, "root")
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    os.chown(bundle, 1000, 100)
+    for force in ([], ["--force"]):
+        result = command(bundle, *force)
+        assert result.exit_code == 1
+        assert f"cannot write {bundle}: it belongs to uid 1000, who could" in result.output
+        assert tree(tmp_path) == {"bundle": None}
+    os.chown(bundle, 0, 100)
+    assert command(bundle).exit_code == 0
 
 
 def test_what_is_mounted_in_a_bundle_is_not_removed(tmp_path: Path) -> None:
@@ -570,6 +628,19 @@ def test_what_it_prints(tmp_path: Path) -> None:
         f"# leaves /nix/store/a\\nb in {store}/a\\nb",
         f"# leaves /nix/store/out in {store}/out",
     ]
+
+
+def test_a_directory_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    bundle = tmp_path / os.fsdecode(b"b\xff")
+    result = command(bundle)
+    assert result.exit_code == 0, result.output
+    shown = os.fsencode(bundle)
+    lines = result.stdout_bytes.splitlines()
+    assert lines[0] == b"runc run --bundle '" + shown + b"' b-"
+    assert lines[1].startswith(
+        b"# leaves /nix/store/out in " + os.fsencode(tmp_path) + b"/b\\udcff"
+    )
+    assert (bundle / "config.json").is_file()
 
 
 def test_ids_are_mapped_and_there_is_no_terminal(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from tvix.build.protos.build_pb2 import BuildRequest
 SPECGEN = Path(sys.executable).with_name("specgen")
 SECONDS = 30
 
-DONE, REFUSED, USAGE, NO_ANSWER = 0, 1, 2, 3
+DONE, REFUSED, USAGE, NO_ANSWER, INTERRUPTED = 0, 1, 2, 3, 130
 
 REQUEST = golden_case("three_node_kinds").request
 SPEC = generate(REQUEST, SpecOptions()).json.encode()
@@ -167,6 +167,36 @@ def test_standard_input(format_: str, flags: list[str]) -> None:
             "a.json", b"null", "{file} is not a BuildRequest in ProtoJSON: ", id="json_null"
         ),
         pytest.param(
+            "a.json",
+            b"[]",
+            "{file} is not a BuildRequest in ProtoJSON: it is not a JSON object (--format ",
+            id="json_list",
+        ),
+        pytest.param(
+            "a.json",
+            b' ""',
+            "{file} is not a BuildRequest in ProtoJSON: it is not a JSON object (--format ",
+            id="json_string",
+        ),
+        pytest.param(
+            "a.json",
+            b"\xef\xbb\xbf{}",
+            "{file} is not a BuildRequest in ProtoJSON: Failed to load JSON: Unexpected UTF-8 BOM",
+            id="json_bom",
+        ),
+        pytest.param(
+            "a.json",
+            b'{"workingDir": "\xff"}',
+            "{file} is not a BuildRequest in ProtoJSON: it is not UTF-8 (--format ",
+            id="json_not_utf8",
+        ),
+        pytest.param(
+            "a.txtpb",
+            b'working_dir: "\xff"',
+            "{file} is not a BuildRequest in protobuf text format: it is not UTF-8 (--format ",
+            id="text_file_not_utf8",
+        ),
+        pytest.param(
             "a.txtpb",
             b'command_args: "\\377"',
             "{file} is not a BuildRequest in protobuf text format: ",
@@ -296,6 +326,22 @@ def test_refused(tmp_path: Path, request: pytest.FixtureRequest, by_server: bool
     ]
 
 
+def test_refused_by_a_server_with_more_violations_than_it_sends(
+    server: RunningServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "request.pb"
+    file.write_bytes(build_request(command_args=["\0"] * 60).SerializeToString())
+
+    done = specgen("generate", file, "--server", server.address)
+
+    assert (done.returncode, done.stdout) == (REFUSED, b"")
+    assert said(done) == [
+        "specgen: the request was refused:",
+        *(f"  command_args[{i}]: must not contain a NUL byte" for i in range(50)),
+        "  and 10 more violations",
+    ]
+
+
 # --- wrong usage ----------------------------------------------------------------------
 
 
@@ -329,6 +375,20 @@ def test_refused(tmp_path: Path, request: pytest.FixtureRequest, by_server: bool
         ),
         pytest.param(
             ["generate", "{file}", "--sandbox-shell", "/\udcff"], "shell", id="shell_not_utf8"
+        ),
+        pytest.param(
+            ["generate", "{file}", "--server", ""], "'--server': it is empty", id="server"
+        ),
+        pytest.param(
+            ["show", "{file}", "--server", "\udcff:1"],
+            "'--server': \\udcff:1 is not UTF-8",
+            id="server_not_utf8",
+        ),
+        pytest.param(["health", "--server", " "], "'--server': it is empty", id="health_server"),
+        pytest.param(
+            ["health", "--server", "\udcff:1"],
+            "'--server': \\udcff:1 is not UTF-8",
+            id="health_server_not_utf8",
         ),
         pytest.param(["generate", "{file}", "--timeout", "0"], "--timeout", id="timeout_0"),
         pytest.param(["generate", "{file}", "--timeout", "x"], "--timeout", id="timeout_x"),
@@ -369,6 +429,28 @@ def test_output_file_has_the_mode_of_any_new_file(tmp_path: Path, request_file: 
     assert specgen("generate", request_file, "-o", output, umask=0o027).returncode == DONE
 
     assert output.stat().st_mode & 0o777 == 0o640
+
+
+def test_output_file_keeps_the_mode_it_has(tmp_path: Path, request_file: Path) -> None:
+    output = tmp_path / "config.json"
+    output.touch()
+    output.chmod(0o640)
+
+    assert specgen("generate", request_file, "-o", output, umask=0o022).returncode == DONE
+
+    assert output.read_bytes() == SPEC
+    assert output.stat().st_mode & 0o7777 == 0o640
+
+
+@pytest.mark.parametrize("end", ["/", "//", "/."])
+def test_output_that_names_a_directory(tmp_path: Path, request_file: Path, end: str) -> None:
+    output = f"{tmp_path}/q{end}"
+
+    done = specgen("generate", request_file, "-o", output)
+
+    assert (done.returncode, done.stdout) == (USAGE, b"")
+    assert said(done) == [f"specgen: cannot write {output}: Is a directory"]
+    assert [found.name for found in tmp_path.iterdir()] == [request_file.name]
 
 
 @pytest.mark.parametrize(
@@ -430,9 +512,10 @@ def test_output_to_a_device(request_file: Path) -> None:
     assert (done.returncode, done.stdout) == (DONE, SPEC)
 
 
-def test_full_standard_output(request_file: Path) -> None:
+@pytest.mark.parametrize("name", ["generate", "show"])
+def test_full_standard_output(request_file: Path, name: str) -> None:
     with Path("/dev/full").open("wb") as full:
-        done = specgen("generate", request_file, stdout=full)
+        done = specgen(name, request_file, stdout=full)
 
     assert done.returncode == USAGE
     assert said(done) == ["specgen: cannot write standard output: No space left on device"]
@@ -540,12 +623,12 @@ def started(*args: str | Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def interrupted(process: subprocess.Popen[bytes]) -> None:
-    """Send Ctrl-C, and see that the command leaves without a spec and without a traceback."""
+    """Send Ctrl-C, and see that the command leaves as a shell expects, without a traceback."""
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=SECONDS)
-    assert process.returncode not in (0, None)
+    assert process.returncode == INTERRUPTED
     assert stdout == b""
-    assert b"Traceback" not in stderr, stderr.decode()
+    assert stderr.decode().splitlines() == ["specgen: interrupted"]
 
 
 def test_interrupted_while_it_reads(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from support import (
     RunningServer,
     build_request,
     bulk_cases,
+    file,
     golden_case,
     large_request,
     running_server,
@@ -260,13 +261,21 @@ def test_many_fails_as_its_requests_fail(client: SpecClient) -> None:
         list(client.generate_many(failing(), chunk=1))
 
 
-def test_many_refused_as_a_whole(client: SpecClient) -> None:
-    results = client.generate_many([build_request()], options=SpecOptions(sandbox_shell=""))
+def test_many_with_options_that_cannot_be(client: SpecClient) -> None:
+    (refused,) = client.generate_many([build_request()], options=SpecOptions(sandbox_shell=""))
 
-    with pytest.raises(RequestRefused) as refused:
-        next(results)
+    assert isinstance(refused, RequestRefused)
+    assert [v.field for v in refused.violations] == ["options.sandbox_shell"]
 
-    assert [v.field for v in refused.value.violations] == ["options.sandbox_shell"]
+
+def test_many_large_ones(client: SpecClient) -> None:
+    """Together in one message they would be more than a message may be."""
+    large = build_request(inputs=[file(f"{i:05}-" + "n" * 200) for i in range(6000)])
+
+    answers = list(client.generate_many([large] * 40))
+
+    assert len(answers) == 40
+    assert all(isinstance(answer, SpecJSON) for answer in answers)
 
 
 # --- servers that are not there, or do not answer -------------------------------------

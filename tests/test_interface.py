@@ -153,6 +153,7 @@ def test_service() -> None:
                 "Violation",
                 "diagnose",
                 "input_path",
+                "least_size",
                 "make_spec",
                 "oci",
                 "output_path",

@@ -70,7 +70,7 @@ def test_a_symlink_input_is_a_way_around_the_allowed_paths() -> None:
 def test_a_glob_starts_with_a_slash() -> None:
     ended = start("--listen", "127.0.0.1:0", "--allow-ro-path", "kvm")
     assert ended.returncode == 2
-    assert "--allow-ro-path kvm: it must start with a slash" in ended.stderr
+    assert "--allow-ro-path 'kvm': it must start with a slash" in ended.stderr
 
 
 @pytest.mark.parametrize(
@@ -112,12 +112,11 @@ def test_no_option_overrides(tmp_path: Path) -> None:
     ):
         with pytest.raises(RequestRefused) as refused:
             client.generate(build_request(), options=SpecOptionsMessage(rootless=False))
-        with pytest.raises(RequestRefused) as in_bulk:
-            list(
-                client.generate_many([build_request()], options=SpecOptionsMessage(rootless=False))
-            )
+        rootful = SpecOptionsMessage(rootless=False)
+        (in_bulk,) = client.generate_many([build_request()], options=rootful)
         # the server's own options, said once more, change nothing
         assert client.generate(build_request(), options=SpecOptionsMessage(rootless=True)).json
-    assert refused.value.code is in_bulk.value.code is grpc.StatusCode.PERMISSION_DENIED
+    assert isinstance(in_bulk, RequestRefused)
+    assert refused.value.code is in_bulk.code is grpc.StatusCode.PERMISSION_DENIED
     assert refused.value.violations[0].field == "specgen-options"
-    assert in_bulk.value.violations[0].field == "options"
+    assert in_bulk.violations[0].field == "options"

@@ -464,7 +464,7 @@ def test_bulk_options_of_a_message_win_over_metadata(caller: Caller) -> None:
 
 
 def test_bulk_options_of_a_message_that_cannot_be(caller: Caller) -> None:
-    """Options are no build's own, so they end the call."""
+    """They are an error of each build of their message, and the stream goes on."""
     bad = SpecOptions(rootless=False, uid_mappings=[IdMapping(size=1)])
     chunks = [
         GenerateSpecsRequest(requests=[in_dir("a")]),
@@ -474,9 +474,10 @@ def test_bulk_options_of_a_message_that_cannot_be(caller: Caller) -> None:
 
     answer = caller.bulk(chunks)
 
-    assert answer.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert answer.details.startswith("options.uid_mappings: must be empty for a rootful spec")
-    assert results_of(answer) == [["/a"]]
+    assert answer.code is grpc.StatusCode.OK
+    assert results_of(answer) == [["/a"], ["INVALID_ARGUMENT"], ["/c"]]
+    (result,) = answer.responses[1].results
+    assert result.error.message.startswith("options.uid_mappings: must be empty for a rootful spec")
 
 
 def test_bulk_without_messages(caller: Caller) -> None:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import re
+import struct
+import subprocess
+import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +136,42 @@ def test_colour_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes anything for a terminal
     assert "\x1b[1;36mCommand" in shown(request)
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_nothing_is_written_before_all_is_rendered(
+    colour: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if colour:
+        monkeypatch.setenv("TERM", "xterm-256color")
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        text = shown(build_request())
+        monkeypatch.undo()
+    assert ("\x1b[" in text) is colour
+    assert "Command" in text
+
+
+def test_on_a_terminal_it_is_as_wide_and_in_colour(tmp_path: Path) -> None:
+    path = tmp_path / "request.binpb"
+    path.write_bytes(build_request(command_args=["/x" * 90]).SerializeToString())
+    specgen = Path(sys.executable).with_name("specgen")
+    ours, its = os.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 200, 0, 0))
+    environment = os.environ | {"TERM": "xterm-256color"}
+    process = subprocess.Popen(
+        [specgen, "show", path, "--rootful"], stdin=its, stdout=its, stderr=its, env=environment
+    )
+    os.close(its)
+    written = b""
+    with process, contextlib.suppress(OSError):  # EIO: it has left
+        while chunk := os.read(ours, 65536):
+            written += chunk
+    os.close(ours)
+    assert process.returncode == 0
+    assert b"\x1b[1;36mCommand" in written
+    assert b"/x" * 90 in written
 
 
 def test_command(server: RunningServer, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 
 import msgspec
@@ -153,9 +154,10 @@ class _Sandbox:
 
     def __init__(self) -> None:
         self._mounts: dict[str, tuple[int, oci.Mount]] = {}
+        self._numbers = count()
 
     def add(self, mount: oci.Mount) -> None:
-        self._mounts[mount.destination] = (len(self._mounts), mount)
+        self._mounts[mount.destination] = (next(self._numbers), mount)
 
     def mount_at(self, path: str) -> str:
         """Return the destination of the mount that a path leads into."""
@@ -349,6 +351,13 @@ def _check_replaceable(directory: Path, *, force: bool) -> None:
         raise FileExistsError(
             errno.EEXIST, "is not empty; --force replaces the bundle in it", str(directory)
         )
+    owner = directory.stat().st_uid
+    if os.geteuid() == 0 and owner != 0:
+        # who could put links in the place of what is being written as root
+        raise BundleError(
+            f"it belongs to uid {owner}, who could meddle with what root writes there: name a"
+            " directory of root's, or a new one"
+        )
     for mounted in _mount_points():
         if any(mounted.is_relative_to(directory / name) for name in _BUNDLE):
             raise BundleError(f"{mounted} is a mount point: unmount it first")
@@ -368,11 +377,12 @@ def _exchange(new: Path, directory: Path, old: Path) -> None:
         for name in _BUNDLE:
             for source, target in ((directory / name, old / name), (new / name, directory / name)):
                 if os.path.lexists(source):
+                    moved.append((source, target))  # first: a signal may end this at any point
                     source.rename(target)
-                    moved.append((source, target))
     except BaseException:
         for source, target in reversed(moved):
-            target.rename(source)
+            if not os.path.lexists(source):
+                target.rename(source)
         raise
 
 

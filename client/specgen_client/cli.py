@@ -10,7 +10,7 @@ import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -39,6 +39,7 @@ __all__ = ["main"]
 REFUSED = 1
 USAGE = 2
 NO_ANSWER = 3
+INTERRUPTED = 128 + signal.SIGINT
 
 
 class _Failed(click.ClickException):
@@ -52,7 +53,15 @@ class _Failed(click.ClickException):
         click.echo(f"specgen: {self.message}", err=True)
 
 
-@click.group(context_settings={"show_default": True})
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # click would exit with 1
+            raise _Failed("interrupted", INTERRUPTED) from None
+
+
+@click.group(cls=_Commands, context_settings={"show_default": True})
 @click.version_option(package_name="tvix-specgen")
 def main() -> None:
     """Turn tvix build requests into OCI runtime specs, the config.json of runc and crun.
@@ -61,7 +70,8 @@ def main() -> None:
     protobuf (.pb, .binpb), ProtoJSON (.json) or text format (.txtpb, .textproto).
 
     Exit codes: 0 done; 1 the request was refused; 2 wrong usage, or a file that cannot be
-    read or written; 3 the server cannot be reached, or did not answer in time.
+    read or written; 3 the server cannot be reached, or did not answer in time; 130
+    interrupted by Ctrl-C.
     """
 
 
@@ -102,10 +112,23 @@ def _connection_flags(command: Any) -> Any:
     return command
 
 
+def _check_address(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is None:
+        return None
+    if not value.strip():
+        raise click.BadParameter("it is empty, and must be an address", ctx, param)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter(f"{printable(value)} is not UTF-8", ctx, param) from None
+    return value
+
+
 def _server_flags(command: Any) -> Any:
     return click.option(
         "--server",
         metavar="ADDRESS",
+        callback=_check_address,
         help="Ask the server there: HOST:PORT, unix:///PATH or dns:///NAME:PORT."
         "  [default: none, the spec is made in process]",
     )(_connection_flags(command))
@@ -131,12 +154,23 @@ def _client(
     except OSError as error:
         raise _Failed(f"cannot read {error.filename}: {error.strerror}", USAGE) from None
     except RequestRefused as refused:
-        violations = [f"{v.field}: {v.description}" for v in refused.violations]
-        raise _refused(violations or [refused.details]) from None
+        raise _refused(_violations(refused)) from None
     except (ServerUnavailable, DeadlineExceeded) as error:
         raise _Failed(f"no answer from {server}: {error.details}", NO_ANSWER) from None
     except SpecgenError as error:
         raise _Failed(f"the server at {server} failed: {error}", NO_ANSWER) from None
+
+
+def _violations(refused: RequestRefused) -> list[str]:
+    """Return what the server says, with how many more violations than it had room for."""
+    violations = [f"{v.field}: {v.description}" for v in refused.violations]
+    if not violations:
+        return [refused.details]
+    total = re.match(r"([0-9]{1,9}) violations, the first: ", refused.details)
+    more = int(total[1]) - len(violations) if total else 0
+    if more > 0:
+        violations.append(f"and {more} more violations")
+    return violations
 
 
 @main.command("generate")
@@ -146,14 +180,14 @@ def _client(
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=click.Path(),
     help="Write config.json here, whole or not at all.  [default: standard output]",
 )
 def generate_command(
     request_file: str,
     format_: Any,
     server: str | None,
-    output: Path | None,
+    output: str | None,
     **values: Any,
 ) -> None:
     """Print the spec of REQUEST; what would keep it from running goes to standard error."""
@@ -253,14 +287,27 @@ def bundle_command(
     _warn(spec, but_not={"needs-terminal"} if has_terminal else set())
     for problem in problems:
         click.echo(f"specgen: warning: {printable(problem)}", err=True)
-    _print(_how_to_run(directory.resolve(), spec).encode())
+    how_to_run = _how_to_run(directory.resolve(), spec)
+    _print(how_to_run.encode(errors="surrogateescape"))  # the directory's name may be no UTF-8
 
 
 @contextmanager
 def _ended_in_order() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the block as an exception does, so that it cleans up."""
-    signals = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, lambda got, _: sys.exit(128 + got)) for number in signals]
+    """Let signals end the block as an exception does, so that it cleans up, once."""
+    signals = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+        if signal.getsignal(number) != signal.SIG_IGN  # as nohup has it, or a shell's &
+    ]
+
+    def end(got: int, _: Any) -> NoReturn:
+        for number in signals:  # a second Ctrl-C must not end the cleaning up
+            signal.signal(number, signal.SIG_IGN)
+        if got == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + got)
+
+    before = [signal.signal(number, end) for number in signals]
     try:
         yield
     finally:
@@ -286,6 +333,7 @@ def _how_to_run(directory: Path, spec: SpecJSON) -> str:
 @click.option(
     "--server",
     metavar="ADDRESS",
+    callback=_check_address,
     default="127.0.0.1:50051",
     help="HOST:PORT, unix:///PATH or dns:///NAME:PORT.",
 )

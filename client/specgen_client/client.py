@@ -107,6 +107,7 @@ class Tls:
 
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # as the server's default; gRPC's own is 4 MiB
 _CHUNK = 64
+_CHUNK_BYTES = 4 * 1024 * 1024  # specs are about twice as long, and all come in one message
 _SERVICE = "specgen.v1.SpecService"
 
 # A spec is a pure function of its request, so asking again is always safe.
@@ -167,6 +168,9 @@ class SpecClient:
             # a server that restarts is back in less than a second
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 5_000),
+            # a refusal may come with many details
+            ("grpc.max_metadata_size", 16 * 1024),
+            ("grpc.absolute_max_metadata_size", 64 * 1024),
             # a call is retried only while all of it is still at hand
             ("grpc.per_rpc_retry_buffer_size", _MAX_MESSAGE_BYTES),
         ]
@@ -282,14 +286,20 @@ class _Chunks:
         return self
 
     def __next__(self) -> GenerateSpecsRequest:
+        chunk = GenerateSpecsRequest(options=self._options)
+        size = 0
         try:
-            chunk = list(islice(self._requests, self._size))
+            for request in islice(self._requests, self._size):
+                chunk.requests.append(request)
+                size += request.ByteSize()
+                if size > _CHUNK_BYTES:
+                    break
         except Exception as error:
             self.failure = error
             raise
-        if not chunk:
+        if not chunk.requests:
             raise StopIteration
-        return GenerateSpecsRequest(requests=chunk, options=self._options)
+        return chunk
 
 
 def _error_of_build(error: SpecError) -> SpecgenError:
@@ -300,7 +310,10 @@ def _error_of_build(error: SpecError) -> SpecgenError:
 def _error_of_call(error: grpc.RpcError) -> SpecgenError:
     code: grpc.StatusCode = error.code()
     violations = []
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it is a grpc.Call too
+    try:
+        status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it is a grpc.Call too
+    except ValueError:
+        status = None  # trailers too large: gRPC put another status in the place of this one
     for detail in status.details if status else ():
         bad_request = error_details_pb2.BadRequest()
         if detail.Unpack(bad_request):

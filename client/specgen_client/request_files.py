@@ -59,7 +59,7 @@ def read_request_file(name: str, format_: Format | None = None) -> BuildRequest:
         json_format.ParseError,
         text_format.ParseError,
     ) as error:
-        why = "" if isinstance(error, DecodeError) else f": {_first_line(error)}"
+        why = _why(error)
         raise RequestFileError(
             f"{shown} is not a BuildRequest in {_NAMES[format_]}{why}"
             f" (--format says otherwise: {', '.join(FORMATS)})"
@@ -73,14 +73,26 @@ def _contents(name: str, shown: str) -> bytes:
         raise RequestFileError(f"cannot read {shown}: {error.strerror}") from None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200]
+def _why(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return ": it is not UTF-8"
+    first_line = next(iter(str(error).splitlines()), "")[:200]
+    # protobuf's own decoder does not say why
+    return f": {first_line}" if first_line and not isinstance(error, DecodeError) else ""
+
+
+def _from_json(data: bytes) -> BuildRequest:
+    text = data.decode()
+    # protobuf takes [] and "" for messages with nothing in them; the BOM it explains itself
+    if not text.startswith("\ufeff") and not text.lstrip().startswith("{"):
+        raise json_format.ParseError("it is not a JSON object")
+    return json_format.Parse(text, BuildRequest())
 
 
 _PARSERS: dict[Format, Callable[[bytes], BuildRequest]] = {
     "binary": BuildRequest.FromString,
-    "json": lambda data: json_format.Parse(data, BuildRequest()),
-    "text": lambda data: text_format.Parse(data, BuildRequest()),
+    "json": _from_json,
+    "text": lambda data: text_format.Parse(data.decode(), BuildRequest()),
 }
 _NAMES: dict[Format, str] = {
     "binary": "binary protobuf",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -33,12 +34,13 @@ def sandbox_text(spec: SpecJSON, *, everything: bool = False) -> str:
         spec: what the service answered.
         everything: no long value and no long list is cut.
     """
-    console = Console(highlight=False)
-    if not console.is_terminal:
+    on_terminal = Console().is_terminal
+    written = io.StringIO()  # rich would write to standard output even what it captures
+    console = Console(file=written, force_terminal=on_terminal, highlight=False)
+    if not on_terminal:
         console.width = _WIDTH
-    with console.capture() as captured:
-        console.print(_Sandbox(spec, everything=everything).rendered())
-    return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+    console.print(_Sandbox(spec, everything=everything).rendered())
+    return "".join(f"{line.rstrip()}\n" for line in written.getvalue().splitlines())
 
 
 class _Sandbox:

@@ -54,6 +54,8 @@ def reserve(address: str, *, shared: bool) -> Reservation:
     Raises:
         AddressError: it is malformed, not ours to bind, or another server has it.
     """
+    if not address.isprintable():  # nor is what came in as other bytes than UTF-8
+        raise AddressError(f"cannot listen on {address!r}: it is not HOST:PORT or unix:///PATH")
     path = unix_path(address)
     return _reserve_unix(address, path) if path else _reserve_tcp(address, shared=shared)
 

@@ -58,7 +58,10 @@ def options_of_metadata(
 def _options_of_json(entry: str | bytes, defaults: SpecOptions) -> SpecOptions:
     message = SpecOptionsMessage()
     try:
-        json_format.Parse(entry, message)
+        text = entry if isinstance(entry, str) else entry.decode()
+        if not text.strip().startswith("{"):  # json_format takes a list for a message
+            raise ValueError
+        json_format.Parse(text, message)
     except (json_format.ParseError, UnicodeDecodeError, RecursionError, ValueError):
         known = ", ".join(field.name for field in message.DESCRIPTOR.fields)
         raise _refused(

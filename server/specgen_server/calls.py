@@ -7,55 +7,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from random import getrandbits
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import grpc
+import msgspec
 
+from .call_pool import CallPool
 from .errors import Overloaded, TooLarge, abort, status_of
 from .logs import LogFormat, call_lines
 from .service import SERVICE_NAME, SpecServicer
 from .stats import CallRecord, CallStats, current_call
 from .tracing import call_tracer
 
-if TYPE_CHECKING:
-    from opentelemetry.trace import Span
-
-__all__ = ["Accounts", "CallPool", "Calls"]
-
-_SPARE_THREADS = 8  # to refuse with, when all others are taken
-
-
-class CallPool(ThreadPoolExecutor):
-    """Threads for calls, which counts those that came in and have not ended.
-
-    A call holds a thread from when it comes in, even while its message is still under way.
-    So there are as many threads as calls may be in flight: those who stall hold none that
-    others need.
-    """
-
-    def __init__(self, name: str, *, limit: int) -> None:
-        super().__init__(limit + _SPARE_THREADS, thread_name_prefix=name)
-        self.limit = limit
-        self.in_flight = 0
-        self._counting = threading.Lock()
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Take a call in."""
-        with self._counting:
-            self.in_flight += 1
-        try:
-            future = super().submit(fn, *args, **kwargs)
-        except BaseException:
-            self._ended()
-            raise
-        future.add_done_callback(self._ended)
-        return future
-
-    def _ended(self, _: object = None) -> None:
-        with self._counting:
-            self.in_flight -= 1
+__all__ = ["Accounts", "Calls"]
 
 
 class Accounts:
@@ -120,9 +85,9 @@ class Calls:
         self._max_message_bytes = max_message_bytes
         self._enter = enter
         self._named_callers = named_callers
-        self._unary = CallPool("call", limit=max_in_flight)
+        self._unary = CallPool("call", limit=max_in_flight, few=4)
         # Streams last as long as their clients like; they hold no thread of the others.
-        self._streams = CallPool("stream", limit=max_streams)
+        self._streams = CallPool("stream", limit=max_streams, few=max_streams)
 
     @property
     def in_flight(self) -> int:
@@ -167,7 +132,8 @@ class Calls:
                 self._check_size(wire, context)
                 call.record.response_bytes += len(wire)
                 yield wire
-            code = grpc.StatusCode.OK
+            if context.is_active():
+                code = grpc.StatusCode.OK
         except Exception:
             code = _code(context)
             raise
@@ -180,12 +146,15 @@ class Calls:
 
     def _begin(self, method: str, context: grpc.ServicerContext) -> _Call:
         metadata = context.invocation_metadata()
-        request_id = next((str(value) for key, value in metadata if key == "x-request-id"), "")
+        request_id = ""
+        for key, value in metadata:
+            if key == "x-request-id":
+                request_id = _one_word(str(value))
         record = CallRecord(
             method=method,
             peer=context.peer(),
             caller=_caller(context) if self._named_callers else "",
-            request_id=_one_word(request_id) or f"{getrandbits(64):016x}",
+            request_id=request_id or f"{getrandbits(64):016x}",
         )
         current_call.set(record)
         span = self._tracer.begin(method, metadata) if self._tracer else None
@@ -201,10 +170,10 @@ class Calls:
             self._tracer.end(call.span, code, record.request_id)
 
 
-class _Call(NamedTuple):
+class _Call(msgspec.Struct, gc=False):
     record: CallRecord
     started: float
-    span: Span | None
+    span: Any
 
 
 def _check(pool: CallPool, context: grpc.ServicerContext) -> None:

@@ -39,7 +39,8 @@ class _OctalType(click.ParamType[int]):
         return mode
 
 
-_SECONDS = click.FloatRange(min=0)
+_SECONDS = click.FloatRange(min=0, max=7 * 86_400)
+_CALLS = click.IntRange(min=1, max=10_000)
 _FILE = click.Path(dir_okay=False)
 
 
@@ -70,7 +71,7 @@ _FILE = click.Path(dir_okay=False)
 @click.option("--no-option-overrides", is_flag=True, help="Refuse options given with a call.")
 @click.option(
     "--workers",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=1024),
     help="Worker processes.  [default: one per CPU; one where a unix socket is listened on]",
 )
 @click.option(
@@ -81,13 +82,13 @@ _FILE = click.Path(dir_okay=False)
 )
 @click.option(
     "--max-in-flight",
-    type=click.IntRange(min=1),
+    type=_CALLS,
     default=256,
     help="Calls in flight in one worker; more get RESOURCE_EXHAUSTED.",
 )
 @click.option(
     "--max-streams",
-    type=click.IntRange(min=1),
+    type=_CALLS,
     default=64,
     help="Bulk calls in flight in one worker; more get RESOURCE_EXHAUSTED.",
 )
@@ -152,8 +153,8 @@ _POLICY_FLAGS = ("allow_ro_path", "deny_network", "deny_host_shell", "no_option_
 
 def _policy(*, allow_ro_path: tuple[str, ...], **forbidden: bool) -> Policy:
     for glob in allow_ro_path:
-        if not glob.startswith("/"):
-            raise click.UsageError(f"--allow-ro-path {glob}: it must start with a slash")
+        if not (glob.startswith("/") and glob.isprintable()):
+            raise click.UsageError(f"--allow-ro-path {glob!r}: it must start with a slash")
     return Policy(allow_ro_paths=allow_ro_path, **forbidden)
 
 

@@ -30,14 +30,14 @@ def generate(
     message: BuildRequest | bytes,
     options: SpecOptions,
     *,
-    admit: Callable[[Request], None] | None = None,
+    admit: Callable[[Request, SpecOptions], None] | None = None,
 ) -> SpecJSON:
     """Return the spec of a build request, and what its builder needs to know besides.
 
     Args:
         message: a BuildRequest, or its wire form.
         options: what the spec depends on besides.
-        admit: is shown the request once it is read, and raises to refuse it.
+        admit: is shown both once the request is read, and raises to refuse it.
 
     Raises:
         InvalidRequest: the request breaks rules.
@@ -50,7 +50,7 @@ def generate_wire(
     message: BuildRequest | bytes,
     options: SpecOptions,
     *,
-    admit: Callable[[Request], None] | None = None,
+    admit: Callable[[Request, SpecOptions], None] | None = None,
 ) -> bytes:
     """Return what ``generate`` does, in its wire form, never having been a message.
 
@@ -59,7 +59,7 @@ def generate_wire(
     """
     request = read_request(message)
     if admit:
-        admit(request)
+        admit(request, options)
     fields = [delimited(_JSON, oci.encode(make_spec(request, options)))]
     fields.append(_scratch_dirs[request.sandbox])
     for output in request.outputs:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2 import (  # type: ignore[attr-defined]  # older stubs
     HealthCheckRequest,
@@ -61,39 +62,37 @@ class Health:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Check": grpc.unary_unary_rpc_method_handler(
                 self._check,
-                request_deserializer=HealthCheckRequest.FromString,
                 response_serializer=HealthCheckResponse.SerializeToString,
             ),
             "Watch": grpc.unary_stream_rpc_method_handler(
                 self._watch,
-                request_deserializer=HealthCheckRequest.FromString,
                 response_serializer=HealthCheckResponse.SerializeToString,
             ),
             "List": grpc.unary_unary_rpc_method_handler(
                 self._list,
-                request_deserializer=HealthListRequest.FromString,
                 response_serializer=HealthListResponse.SerializeToString,
             ),
         }
         server.add_registered_method_handlers(SERVICE_NAME, handlers)
 
-    def _check(
-        self, request: HealthCheckRequest, context: grpc.ServicerContext
-    ) -> HealthCheckResponse:
+    def _check(self, wire: bytes, context: grpc.ServicerContext) -> HealthCheckResponse:
+        request = _parsed(HealthCheckRequest, wire, context)
         if request.service not in self._services:
             context.abort(grpc.StatusCode.NOT_FOUND, "this server has no such service")
         return HealthCheckResponse(status=self._status)
 
-    def _list(self, _: HealthListRequest, __: grpc.ServicerContext) -> HealthListResponse:
+    def _list(self, wire: bytes, context: grpc.ServicerContext) -> HealthListResponse:
+        _parsed(HealthListRequest, wire, context)
         status = HealthCheckResponse(status=self._status)
         return HealthListResponse(statuses=dict.fromkeys(self._services, status))
 
     def _watch(
         self,
-        request: HealthCheckRequest,
+        wire: bytes,
         context: grpc.ServicerContext,
         send_response_callback: Callable[[HealthCheckResponse], None],
     ) -> None:
+        request = _parsed(HealthCheckRequest, wire, context)
         known = request.service in self._services
         watcher = _Watcher(
             send_response_callback, lambda: self._status if known else _SERVICE_UNKNOWN
@@ -108,6 +107,15 @@ class Health:
     def _forget(self, watcher: _Watcher) -> None:
         with self._lock:
             self._watchers.discard(watcher)
+
+
+def _parsed(message: Any, wire: bytes, context: grpc.ServicerContext) -> Any:
+    """Parse here, since a message that gRPC fails to parse ends as INTERNAL."""
+    try:
+        return message.FromString(wire)
+    except DecodeError:
+        pass
+    context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"not a {message.DESCRIPTOR.full_name}")
 
 
 class _Watcher:

@@ -16,8 +16,11 @@ class Denied(Exception):
 
     def __init__(self, violations: list[Violation]) -> None:
         super().__init__(violations)
-        self.violations = violations
+        self.violations = violations[:_MOST_DENIED]
         self.total = len(violations)
+
+
+_MOST_DENIED = 100
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):

@@ -28,7 +28,11 @@ class Server:
     def __init__(self, settings: Settings, *, enter: Callable[[CallRecord], None]) -> None:
         self._settings = settings
         self.calls = Calls(
-            SpecServicer(settings.options, settings.policy),
+            SpecServicer(
+                settings.options,
+                settings.policy,
+                max_message_bytes=settings.max_message_bytes,
+            ),
             max_in_flight=settings.max_in_flight,
             max_streams=settings.max_streams,
             max_message_bytes=settings.max_message_bytes,

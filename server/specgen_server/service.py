@@ -19,10 +19,10 @@ from specgen.v1.specgen_pb2 import (
 from tvix.build.protos.build_pb2 import BuildRequest
 
 from .call_options import METADATA_KEY, options_of_message, options_of_metadata
-from .errors import abort, status_of
+from .errors import TooLarge, abort, status_of
 from .generate import generate_wire
 from .policy import Policy
-from .spec import Request, SpecOptions, UnreadableMessage
+from .spec import Request, SpecOptions, UnreadableMessage, least_size
 from .spec.wire import delimited, view_of
 from .stats import current_call
 
@@ -42,9 +42,16 @@ class SpecServicer:
     the answer.
     """
 
-    def __init__(self, options: SpecOptions | None = None, policy: Policy | None = None) -> None:
+    def __init__(
+        self,
+        options: SpecOptions | None = None,
+        policy: Policy | None = None,
+        *,
+        max_message_bytes: int = 64 * 1024 * 1024,
+    ) -> None:
         self._options = options or SpecOptions()
         self._policy = policy or Policy()
+        self._max_message_bytes = max_message_bytes
 
     def GenerateSpec(  # noqa: N802
         self, request: BuildRequest | bytes, context: grpc.ServicerContext
@@ -62,7 +69,7 @@ class SpecServicer:
     def generate_spec(self, request: bytes, context: grpc.ServicerContext) -> bytes:
         """GenerateSpec, on wire forms."""
         try:
-            return self._generate(request, self._options_of(context))
+            return generate_wire(request, self._options_of(context), admit=self._admit)
         except Exception as error:
             status = status_of(error)
         abort(context, status)
@@ -84,17 +91,19 @@ class SpecServicer:
 
     def _options_of(self, context: grpc.ServicerContext) -> SpecOptions:
         options = options_of_metadata(context.invocation_metadata(), self._options)
-        self._policy.check_overrides(options, self._options, METADATA_KEY)
+        if options is not self._options:
+            self._policy.check_overrides(options, self._options, METADATA_KEY)
         return options
-
-    def _generate(self, build_request: bytes, options: SpecOptions) -> bytes:
-        return generate_wire(build_request, options, admit=lambda read: self._admit(read, options))
 
     def _admit(self, request: Request, options: SpecOptions) -> None:
         call = current_call.get()
         if call:
             call.builds.append(len(request.inputs))
         self._policy.check(request, options, self._options)
+        # a long inputs_dir stands in each mount again: see to it before, not after
+        size = least_size(request)
+        if size > self._max_message_bytes:
+            raise TooLarge(size, self._max_message_bytes)
 
     def _results(
         self, wire: bytes, defaults: SpecOptions, context: grpc.ServicerContext
@@ -104,26 +113,38 @@ class SpecServicer:
             view = _BulkView.FromString(wire)
         except DecodeError:
             raise UnreadableMessage(GenerateSpecsRequest.DESCRIPTOR.full_name) from None
-        options = options_of_message(view.options, defaults)
-        self._policy.check_overrides(options, defaults, "options")
+        refused: Exception | None = None
+        options = defaults
+        try:
+            options = options_of_message(view.options, defaults)
+            self._policy.check_overrides(options, defaults, "options")
+        except Exception as error:
+            refused = error  # all builds of this message, and none of the others
+        size = 0
         for build_request in view.requests[:]:
             if not context.is_active():
                 return  # nobody waits for the rest
-            yield delimited(_RESULTS, self._result(build_request, options))
+            result = _error_result(refused) if refused else self._result(build_request, options)
+            if size + len(result) > self._max_message_bytes:
+                result = _error_result(TooLarge(size + len(result), self._max_message_bytes))
+            size += len(result)
+            yield delimited(_RESULTS, result)
 
     def _result(self, build_request: bytes, options: SpecOptions) -> bytes:
         try:
-            return delimited(_SPEC, self._generate(build_request, options))
+            return delimited(_SPEC, generate_wire(build_request, options, admit=self._admit))
         except Exception as error:
-            status = status_of(error)
-        violations = [
-            FieldViolation(field=v.field, description=v.description) for v in status.violations
-        ]
-        return SpecResult(
-            error=SpecError(
-                code=status.code.value[0], message=status.message, violations=violations
-            )
-        ).SerializeToString()
+            return _error_result(error)
+
+
+def _error_result(error: Exception) -> bytes:
+    status = status_of(error)
+    violations = [
+        FieldViolation(field=v.field, description=v.description) for v in status.violations
+    ]
+    return SpecResult(
+        error=SpecError(code=status.code.value[0], message=status.message, violations=violations)
+    ).SerializeToString()
 
 
 def _wire(message: Message | bytes) -> bytes:

@@ -9,7 +9,7 @@ request, options, assembler (process, linux, mounts), bundle, diagnostics::
 """
 
 from . import oci
-from .assembler import make_spec
+from .assembler import least_size, make_spec
 from .bundle import input_path, output_path, scratch_path
 from .diagnostics import Diagnostic, diagnose
 from .options import IdMapping, SpecOptions
@@ -32,6 +32,7 @@ __all__ = [
     "Violation",
     "diagnose",
     "input_path",
+    "least_size",
     "make_spec",
     "oci",
     "output_path",

@@ -238,6 +238,8 @@ def _input_above(request: Request, path: str) -> Input | None:
             return None
         path = path[len(prefix) :]
     name = path.partition("/")[0]
+    if name not in request.input_names:
+        return None
     inputs = request.inputs
     i = bisect_left(inputs, name, key=_name)  # they are sorted
     return inputs[i] if i < len(inputs) and inputs[i].name == name else None

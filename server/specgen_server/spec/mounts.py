@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -36,17 +35,16 @@ def configure_mounts(request: Request, options: SpecOptions) -> list[oci.Mount]:
 
     A later mount covers an earlier one at or above its destination.
     """
-    before, of_input, after = _around_inputs[request.sandbox, options]
+    before, after = _around_inputs[request.sandbox, options]
+    of_input = _input_mounts(request.inputs_dir).__getitem__
     return [*before, *map(of_input, request.inputs), *after]
 
 
 _Mounts: TypeAlias = tuple[oci.Mount, ...]
 
 
-def _make_around_inputs(
-    key: tuple[Sandbox, SpecOptions],
-) -> tuple[_Mounts, Callable[[Input], oci.Mount], _Mounts]:
-    """Return the mounts before the inputs, how an input is mounted, and the mounts after."""
+def _make_around_inputs(key: tuple[Sandbox, SpecOptions]) -> tuple[_Mounts, _Mounts]:
+    """Return the mounts before those of the inputs, and those after."""
     sandbox, options = key
     before = [*(oci.ROOTLESS_MOUNTS if options.rootless else oci.DEFAULT_MOUNTS), _TMP]
     for path in sandbox.scratch_paths:
@@ -57,8 +55,7 @@ def _make_around_inputs(
         after.append(_bind(options.sandbox_shell, "/bin/sh", _RO))
     if constraints.network_access:
         after += _ETC_FILES
-    of_input = _input_mounts(sandbox.inputs_dir).__getitem__
-    return tuple(map(oci.encoded, before)), of_input, tuple(map(oci.encoded, after))
+    return tuple(map(oci.encoded, before)), tuple(map(oci.encoded, after))
 
 
 _around_inputs = Memo(
@@ -75,6 +72,7 @@ def _bind(source: str, destination: str, options: tuple[str, ...]) -> oci.Mount:
 
 _KNOWN_DIRS = 4
 _KNOWN_INPUTS = 16_384
+_LARGEST_MOUNT = 512
 
 
 @lru_cache(maxsize=_KNOWN_DIRS)
@@ -88,6 +86,6 @@ def _input_mounts(inputs_dir: str) -> Memo[Input, oci.Mount]:
     return Memo(
         lambda input_: oci.encoded(_bind(input_path(input_.name), parent + input_.name, _RO_INPUT)),
         limit=_KNOWN_INPUTS,
-        longest=255,
-        size=lambda input_: len(input_.name),
+        longest=_LARGEST_MOUNT,
+        size=lambda input_: len(parent) + len(input_.name),  # both are in each that is kept
     )

@@ -47,6 +47,10 @@ class SpecOptions(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
             )
         elif not _is_utf8(self.sandbox_shell):
             violations.add("options.sandbox_shell", "must be UTF-8")
+        elif len(self.sandbox_shell.encode()) > _PATH_BYTES:
+            violations.add(
+                "options.sandbox_shell", f"must be at most {_PATH_BYTES} bytes long, as paths are"
+            )
         for field, mappings in (
             ("options.uid_mappings", self.uid_mappings),
             ("options.gid_mappings", self.gid_mappings),
@@ -96,6 +100,7 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
+_PATH_BYTES = 4095  # PATH_MAX, less the NUL byte at the end
 _IDS = 2**32 - 1  # the last one, (uid_t)-1, means "no id" to the kernel
 _MAPPING_LINES = 340  # user_namespaces(7)
 

@@ -28,18 +28,24 @@ def _is_clean(path: str) -> bool:
     return not ("//" in enclosed or "/./" in enclosed or "/../" in enclosed or "\0" in enclosed)
 
 
-def path_problems(path: str) -> list[str]:
-    """Return all that keeps a path from being a clean relative one.
+def path_problems(path: str, *, absolute: bool = False) -> list[str]:
+    """Return all that keeps a path from being a clean relative one, or a clean absolute one.
 
-    Source: tvix, build/src/proto/mod.rs, ``is_clean_relative_path``: no ``.`` or ``..``,
-    no superfluous slash. Stricter: not empty, and no NUL byte.
+    Source: tvix, build/src/proto/mod.rs, ``is_clean_relative_path`` and
+    ``is_clean_absolute_path``: no ``.`` or ``..``, no superfluous slash. Stricter: not empty,
+    and no NUL byte.
     """
-    if _is_clean(path):
+    if absolute:
+        if path == "/" or (path.startswith("/") and _is_clean(path[1:])):
+            return []
+    elif _is_clean(path):
         return []
     if not path:
         return ["must not be empty"]
     problems = []
-    if path.startswith("/"):
+    if absolute and not path.startswith("/"):
+        problems.append("must be absolute, with a leading slash")
+    if not absolute and path.startswith("/"):
         problems.append("must be relative to the sandbox's root, without a leading slash")
     if "//" in path or path.endswith("/"):
         problems.append("must not have a doubled or trailing slash")
@@ -70,13 +76,15 @@ class Roots:
         """
         if len(self._roots) > _FEW:
             return _nearest_by_sweep(paths, self._roots)
-        return [self._longest_above(path + "/") for path in paths]
-
-    def _longest_above(self, path: str) -> str | None:
-        for prefix, root in self._deepest_first:
-            if path.startswith(prefix):
-                return root
-        return None
+        nearest: list[str | None] = []
+        for path in paths:
+            for prefix, root in self._deepest_first:
+                if path.startswith(prefix) or path == root:
+                    nearest.append(root)
+                    break
+            else:
+                nearest.append(None)
+        return nearest
 
 
 def nearest_above(paths: Sequence[str], roots: Sequence[str]) -> list[str | None]:

@@ -101,6 +101,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     sandbox: Sandbox
     inputs: list[Input]
+    input_names: set[str]
     symlinks: list[int]
     """Which of the inputs are symlinks: their indices."""
     command_args: list[str]
@@ -153,10 +154,11 @@ def read_request(message: BuildRequest | bytes) -> Request:
     # A slice is a list of the elements, in half the time that list() takes for it.
     violations = Violations()
     sandbox = _sandbox(view, violations)
-    inputs, symlinks = _inputs(view.inputs[:], violations)
+    inputs, names, symlinks = _inputs(view.inputs[:], violations)
     request = Request(
         sandbox=sandbox,
         inputs=inputs,
+        input_names=names,
         symlinks=symlinks,
         command_args=_command_args(view.command_args[:], violations),
         outputs=_outputs(view.outputs[:], sandbox.scratch, violations),
@@ -183,18 +185,21 @@ _TARGET_BYTES = 4095
 _DIGEST_BYTES = 32
 
 
-def _inputs(elements: list[bytes], violations: Violations) -> tuple[list[Input], list[int]]:
+def _inputs(
+    elements: list[bytes], violations: Violations
+) -> tuple[list[Input], set[str], list[int]]:
     """Inputs MUST be sorted by their names, and a name MUST stand there once.
 
-    Returns them, and the indices of the symlinks.
+    Returns them, their names, and the indices of the symlinks.
     """
     inputs, symlinks = _elements("inputs", elements, _known_inputs, violations)
     names = [input_.name for input_ in inputs]
     _check_sorted("inputs", names, violations, by="by name")
-    if len(set(names)) != len(names):
+    set_of_names = set(names)
+    if len(set_of_names) != len(names):
         twice = next(name for name, after in pairwise(sorted(names)) if name == after)
         violations.add("inputs", f"must not have a name twice, have {quoted(twice)}")
-    return inputs, symlinks
+    return inputs, set_of_names, symlinks
 
 
 _SOUND_NAME = re.compile(rb"(?!\.{1,2}\Z)[^/\0]{1,%d}" % _NAME_BYTES).fullmatch
@@ -347,8 +352,10 @@ def _constraints(occurrences: tuple[bytes, ...], violations: Violations) -> Cons
     """Constraints, where set, MUST have a system; paths MUST be clean, absolute and sorted."""
     if not occurrences:
         return Constraints()
+    constraints = BuildRequest.BuildConstraints()
     try:
-        constraints = BuildRequest.BuildConstraints.FromString(b"".join(occurrences))
+        for occurrence in occurrences:  # usually one; protobuf merges them
+            constraints.MergeFromString(occurrence)
     except DecodeError:
         raise UnreadableMessage(BuildRequest.DESCRIPTOR.full_name) from None
     if not constraints.system:
@@ -356,10 +363,8 @@ def _constraints(occurrences: tuple[bytes, ...], violations: Violations) -> Cons
     paths = constraints.available_ro_paths[:]
     field = "constraints.available_ro_paths"
     for i, path in enumerate(paths):
-        if not path.startswith("/"):
-            violations.add(f"{field}[{i}]", f"must be an absolute path, is {quoted(path)}")
-        if path != "/":
-            _check_path(f"{field}[{i}]", path.removeprefix("/"), violations)
+        for problem in path_problems(path, absolute=True):
+            violations.add(f"{field}[{i}]", problem)
     _check_sorted(field, paths, violations)
     return Constraints(tuple(paths), constraints.network_access, constraints.provide_bin_sh)
 
@@ -421,7 +426,7 @@ def _check_path(field: str, path: str, violations: Violations) -> bool:
 
 def _check_sorted(field: str, keys: Sequence[str], violations: Violations, *, by: str = "") -> None:
     """Lists MUST be sorted by bytes; UTF-8 sorts as its code points do."""
-    if list(keys) != sorted(keys):
+    if len(keys) > 1 and list(keys) != sorted(keys):
         before, after = next(pair for pair in pairwise(keys) if pair[0] > pair[1])
         violations.add(
             field,
@@ -459,6 +464,8 @@ def _elements(
     read: list[T] = []
     noted = []
     for i, element in enumerate(elements):
+        if violations.full:
+            break
         try:
             read.append(known[element])
         except _OddElement as odd:

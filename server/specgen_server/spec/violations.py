@@ -33,7 +33,7 @@ class InvalidRequest(ValueError):
     """A request or its options break at least one rule.
 
     ``violations`` has them in the order of the message's fields; ``total`` is how many
-    there are, which is more only where they were too many to keep.
+    were found, which is more only where they were too many to keep.
     """
 
     def __init__(self, violations: list[Violation], total: int) -> None:
@@ -76,6 +76,11 @@ class Violations:
         """Note what was found wrong with a part."""
         self._total += invalid.total
         self._kept += invalid.violations[: self._KEPT - len(self._kept)]
+
+    @property
+    def full(self) -> bool:
+        """Whether there are more than are kept, so that looking for more is of no use."""
+        return self._total > self._KEPT
 
     def raise_if_any(self, *, order: Callable[[Violation], int] | None = None) -> None:
         """Raise InvalidRequest unless there are none."""

@@ -16,7 +16,7 @@ from google.protobuf.descriptor_pb2 import (
     FieldDescriptorProto,
     FileDescriptorProto,
 )
-from google.protobuf.descriptor_pool import Default
+from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
@@ -57,19 +57,35 @@ def view_of(
         dependency=[message.DESCRIPTOR.file.name],
         message_type=[view],
     )
-    pool = Default()
+    pool = DescriptorPool()  # one of its own, so that reflection does not show it
+    _add(pool, message.DESCRIPTOR.file)
     pool.Add(file)
     return GetMessageClass(pool.FindMessageTypeByName(f"{file.package}.{view.name}"))
 
 
+def _add(pool: DescriptorPool, file: Any) -> None:
+    for dependency in file.dependencies:
+        _add(pool, dependency)
+    proto = FileDescriptorProto()
+    file.CopyToProto(proto)
+    pool.Add(proto)
+
+
 def delimited(field: int, payload: bytes) -> bytes:
-    """Return a length-delimited field: its tag, the payload's length, the payload."""
+    """Return a field of this number that holds bytes, a string or a message."""
     size = len(payload)
-    if size < 0x80:
-        return bytes((field << 3 | 2, size)) + payload
-    head = [field << 3 | 2]
-    while size >= 0x80:
-        head.append(size & 0x7F | 0x80)
-        size >>= 7
-    head.append(size)
-    return bytes(head) + payload
+    length = _SHORT[size] if size < 0x80 else _varint(size)
+    return b"%c%b%b" % (field << 3 | _LENGTH_DELIMITED, length, payload)
+
+
+def _varint(number: int) -> bytes:
+    octets = bytearray()
+    while number > 0x7F:
+        octets.append(number & 0x7F | 0x80)
+        number >>= 7
+    octets.append(number)
+    return bytes(octets)
+
+
+_LENGTH_DELIMITED = 2
+_SHORT = [bytes((number,)) for number in range(0x80)]
