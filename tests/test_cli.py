@@ -459,6 +459,7 @@ def test_output_that_names_a_directory(tmp_path: Path, request_file: Path, end: 
         pytest.param("none/config.json", "No such file or directory", id="no_such_directory"),
         pytest.param(".", "Is a directory", id="directory"),
         pytest.param("request.binpb/config.json", "Not a directory", id="under_a_file"),
+        pytest.param("", "Is a directory", id="empty"),
         pytest.param("n" * 300, "File name too long", id="name_too_long"),
         pytest.param("/dev/full", "No space left on device", id="full_device"),
     ],

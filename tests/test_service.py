@@ -683,7 +683,7 @@ def logged_tracebacks(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [
         record.exc_text or logging.Formatter().formatException(record.exc_info)
         for record in caplog.records
-        if record.levelno == logging.ERROR and record.exc_info
+        if record.name.startswith("specgen_server") and record.exc_info
     ]
 
 

@@ -201,7 +201,7 @@ def generate_command(
     try:
         write_whole(output, contents)
     except OSError as error:
-        raise _Failed(f"cannot write {output}: {error.strerror}", USAGE) from None
+        raise _Failed(f"cannot write {output or repr(output)}: {error.strerror}", USAGE) from None
 
 
 @main.command("validate")
