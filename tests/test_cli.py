@@ -442,6 +442,13 @@ def test_output_file_keeps_the_mode_it_has(tmp_path: Path, request_file: Path) -
     assert output.stat().st_mode & 0o7777 == 0o640
 
 
+def test_output_without_a_name(request_file: Path) -> None:
+    done = specgen("generate", request_file, "-o", "")
+
+    assert (done.returncode, done.stdout) == (USAGE, b"")
+    assert said(done) == ["specgen: cannot write '': Is a directory"]
+
+
 @pytest.mark.parametrize("end", ["/", "//", "/."])
 def test_output_that_names_a_directory(tmp_path: Path, request_file: Path, end: str) -> None:
     output = f"{tmp_path}/q{end}"
@@ -459,7 +466,6 @@ def test_output_that_names_a_directory(tmp_path: Path, request_file: Path, end: 
         pytest.param("none/config.json", "No such file or directory", id="no_such_directory"),
         pytest.param(".", "Is a directory", id="directory"),
         pytest.param("request.binpb/config.json", "Not a directory", id="under_a_file"),
-        pytest.param("", "Is a directory", id="empty"),
         pytest.param("n" * 300, "File name too long", id="name_too_long"),
         pytest.param("/dev/full", "No space left on device", id="full_device"),
     ],

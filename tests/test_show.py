@@ -140,9 +140,7 @@ def test_colour_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("colour", [False, True])
-def test_rendering_writes_nothing(
-    colour: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rendering_writes_nothing(colour: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if colour:
         monkeypatch.setenv("TERM", "xterm-256color")
         monkeypatch.setenv("FORCE_COLOR", "1")
