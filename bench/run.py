@@ -53,14 +53,15 @@ def main() -> int:
     parser.add_argument("--peer-method", metavar="SERVICE/METHOD", default=wire.METHOD)
     args = parser.parse_args()
     peer = wire.Target("peer", args.peer, args.peer_method) if args.peer else None
-    rounds, seconds = (1, 1.0) if args.quick else (5, 3.0)
+    rounds, seconds = (1, 0.5) if args.quick else (5, 3.0)
 
     def part_a() -> None:
         table(
             "(a) from bytes to bytes: microseconds a request, and ratios to parse alone",
             (
                 *("requests", "parse", "validate", "build", "encode", "diagnose"),
-                *("warm", "cold", "call", "warm/parse", "cold/parse", "call/parse"),
+                *("warm", "cold", "new", "call"),
+                *("warm/parse", "cold/parse", "new/parse", "call/parse"),
             ),
             in_process.make_spec_rows(2 if args.quick else 15, args.quick),
         )

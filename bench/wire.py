@@ -37,6 +37,9 @@ CPUS = sorted(os.sched_getaffinity(0))
 SERVER_CPUS = {CPUS[0]}
 LOAD_CPUS = set(CPUS[1:]) or set(CPUS)
 HERE = Path(__file__).parent
+# HTTP/2 windows of 16 MiB: gRPC's clients grow theirs as needed, h2load's stay at 64 KiB
+WIDE = ("-w", "24", "-W", "24")
+BULK_STREAMS = 4
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def load(target: Target, bodies: Sequence[bytes], *, in_flight: int, seconds: fl
                                 "--warm-up-time",
                                 "300ms",
                             ),
-                            *("-c", "1", "-m", str(each), "-t", "1", "-d", str(file)),
+                            *("-c", "1", "-m", str(each), "-t", "1", *WIDE, "-d", str(file)),
                             *("--log-file", str(Path(directory, f"{i}.log"))),
                             *("-H", "te: trailers", "-H", "content-type: application/grpc"),
                             *_uri(target),
@@ -276,7 +279,7 @@ def bulk_rows(rounds: int, seconds: float) -> list[tuple[str, ...]]:
             calls = load(Target("ours", server.address), chosen, in_flight=16, seconds=seconds)
             rates["single calls"].append(calls.calls_per_second)
             for name, body in bodies.items():
-                streams = load(bulk, [body], in_flight=1, seconds=seconds)
+                streams = load(bulk, [body] * BULK_STREAMS, in_flight=BULK_STREAMS, seconds=seconds)
                 rates[name].append(streams.calls_per_second * len(builds))
     base = statistics.median(rates["single calls"])
     return [
@@ -356,6 +359,7 @@ def _large_calls(target: Target, body: bytes, seconds: float) -> Iterator[None]:
                     "1",
                     "-m",
                     "1",
+                    *WIDE,
                     "-d",
                     file.name,
                 ),

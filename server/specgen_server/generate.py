@@ -21,7 +21,7 @@ from .spec import (
 )
 from .spec.memo import Memo
 from .spec.request import KNOWN_SANDBOXES, LARGEST_SANDBOX, Sandbox
-from .spec.wire import delimited
+from .spec.wire import delimited, head
 
 __all__ = ["generate", "generate_wire"]
 
@@ -60,8 +60,8 @@ def generate_wire(
     request = read_request(message)
     if admit:
         admit(request, options)
-    fields = [delimited(_JSON, oci.encode(make_spec(request, options)))]
-    fields.append(_scratch_dirs[request.sandbox])
+    json = oci.encode(make_spec(request, options))
+    fields = [head(_JSON, len(json)), json, _scratch_dirs[request.sandbox]]
     for output in request.outputs:
         path = delimited(_PATH, output.path.encode())
         bundle_path = delimited(_BUNDLE_PATH, output_path(output).encode())

@@ -23,7 +23,7 @@ from .errors import TooLarge, abort, status_of
 from .generate import generate_wire
 from .policy import Policy
 from .spec import Request, SpecOptions, UnreadableMessage, least_size
-from .spec.wire import delimited, view_of
+from .spec.wire import delimited, head, view_of
 from .stats import current_call
 
 __all__ = ["SERVICE_NAME", "SpecServicer"]
@@ -108,7 +108,7 @@ class SpecServicer:
     def _results(
         self, wire: bytes, defaults: SpecOptions, context: grpc.ServicerContext
     ) -> Iterator[bytes]:
-        """Yield the results of one message, each as the field of the response that it is."""
+        """Yield what, joined, is the response to one message: head and result, for each."""
         try:
             view = _BulkView.FromString(wire)
         except DecodeError:
@@ -128,7 +128,8 @@ class SpecServicer:
             if size + len(result) > self._max_message_bytes:
                 result = _error_result(TooLarge(size + len(result), self._max_message_bytes))
             size += len(result)
-            yield delimited(_RESULTS, result)
+            yield head(_RESULTS, len(result))
+            yield result
 
     def _result(self, build_request: bytes, options: SpecOptions) -> bytes:
         try:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 __all__ = ["Memo"]
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+
+_UNKNOWN: Any = object()
 
 
 class Memo(dict[K, V]):
@@ -38,9 +40,8 @@ class Memo(dict[K, V]):
         self._older: dict[K, V] = {}
 
     def __missing__(self, key: K) -> V:
-        try:
-            value = self._older[key]
-        except KeyError:
+        value: Any = self._older.get(key, _UNKNOWN)
+        if value is _UNKNOWN:
             value = self._function(key)
         if self._size(key) <= self._longest:
             if len(self) >= self._limit:
