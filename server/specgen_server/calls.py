@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -85,6 +86,7 @@ class Calls:
         self._max_message_bytes = max_message_bytes
         self._enter = enter
         self._named_callers = named_callers
+        self._log_lines = logging.getLogger().isEnabledFor(logging.INFO)  # else nobody asks
         self._unary = CallPool("call", limit=max_in_flight, few=4)
         # Streams last as long as their clients like; they hold no thread of the others.
         self._streams = CallPool("stream", limit=max_streams, few=max_streams)
@@ -152,7 +154,7 @@ class Calls:
                 request_id = _one_word(str(value))
         record = CallRecord(
             method=method,
-            peer=context.peer(),
+            peer=context.peer() if self._log_lines else "",
             caller=_caller(context) if self._named_callers else "",
             request_id=request_id or f"{getrandbits(64):016x}",
         )

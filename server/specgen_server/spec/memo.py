@@ -39,8 +39,8 @@ class Memo(dict[K, V]):
         self._size: Callable[[K], int] = size
         self._older: dict[K, V] = {}
 
-    def __missing__(self, key: K) -> V:
-        value: Any = self._older.get(key, _UNKNOWN)
+    def __missing__(self, key: K) -> Any:
+        value = self._older.get(key, _UNKNOWN)
         if value is _UNKNOWN:
             value = self._function(key)
         if self._size(key) <= self._longest:
