@@ -260,7 +260,7 @@ def worker_rows(rounds: int, seconds: float) -> list[tuple[str, ...]]:
 
 
 def bulk_rows(rounds: int, seconds: float) -> list[tuple[str, ...]]:
-    """(c): specs a second through GenerateSpecs, by builds in a message."""
+    """(c): specs a second through GenerateSpecs, by builds in a message, four streams at a time."""
     builds = [BuildRequest.FromString(wire) for wire in corpus.sized(60, 128)]
     bodies = {}
     for chunk in (1, 16, 64):
