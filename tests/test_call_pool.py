@@ -116,3 +116,15 @@ def test_an_error_ends_no_thread(caplog: pytest.LogCaptureFixture) -> None:
         assert answered.wait(SECONDS)
 
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_no_thread_goes_that_a_call_counts_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_pool, "_CALM", -1.0)
+    pool = CallPool("counted_on", limit=8, few=1)
+    pool._threads_now = 3
+
+    pool.in_flight = 3  # as many calls as threads: one of them waits for this one
+    assert not pool._is_one_too_many()
+    pool.in_flight = 2
+    assert pool._is_one_too_many()
+    assert threads_of(pool) == 2

@@ -80,7 +80,8 @@ class CallPool(ThreadPoolExecutor):
     def _is_one_too_many(self) -> bool:
         with self._counting:
             calm = time.monotonic() - self._last_stall > _CALM
-            too_many = calm and self._threads_now > self._few
+            idle = self.in_flight < self._threads_now  # else a call counts on this thread
+            too_many = calm and idle and self._threads_now > self._few
             self._threads_now -= too_many
             return too_many
 
