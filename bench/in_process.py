@@ -9,19 +9,16 @@ from functools import partial
 
 import corpus
 
-from specgen_server import generate
 from specgen_server.generate import generate_wire
 from specgen_server.spec import (
     SpecOptions,
-    bundle,
     diagnose,
-    diagnostics,
     make_spec,
-    mounts,
     oci,
     read_request,
-    request,
 )
+from specgen_server.spec.memo import forget_all
+from specgen_server.spec.template import spec_json
 from tvix.build.protos.build_pb2 import BuildRequest
 
 __all__ = ["growth", "make_spec_rows"]
@@ -33,27 +30,12 @@ Measure = Callable[[], float]
 
 def from_bytes_to_bytes(wire: bytes) -> bytes:
     """Decode, validate, build and serialise: what the seed's figures are of."""
-    return oci.encode(make_spec(read_request(wire), OPTIONS))
+    return spec_json(read_request(wire), OPTIONS)
 
 
 def answer(wire: bytes) -> bytes:
     """Do all that a call does: diagnostics and the SpecJSON around the spec as well."""
     return generate_wire(wire, OPTIONS)
-
-
-def forget() -> None:
-    """Forget all that has been seen of inputs, variables and sandboxes, as in a new worker."""
-    for memo in (
-        request._known_inputs,
-        request._known_env_vars,
-        request._known_sandboxes,
-        bundle._scratch_paths,
-        mounts._around_inputs,
-        diagnostics._checks_of,
-        generate._scratch_dirs,
-    ):
-        memo.forget()
-    mounts._input_mounts.cache_clear()
 
 
 def _seconds(step: Step, wires: Sequence[bytes]) -> float:
@@ -64,7 +46,7 @@ def _seconds(step: Step, wires: Sequence[bytes]) -> float:
 
 
 def _cold(step: Step, wires: Sequence[bytes]) -> float:
-    forget()
+    forget_all()
     return _seconds(step, wires)
 
 

@@ -131,7 +131,7 @@ def test_what_is_known_of_all_inputs(request: BuildRequest) -> None:
     kinds = [node.WhichOneof("node") for node in request.inputs]
     assert [input_.kind for input_ in read.inputs] == kinds
     assert read.symlinks == [i for i, kind in enumerate(kinds) if kind == "symlink"]
-    assert read.input_names == {input_.name for input_ in read.inputs}
+    assert read.input_names == [input_.name for input_ in read.inputs]
 
 
 @given(st.binary(max_size=4) | st.integers(250, 260).map(lambda size: b"n" * size))

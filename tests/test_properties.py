@@ -16,7 +16,6 @@ from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT4
 from support import GOLDEN_NAMES, OCI_SCHEMA, bulk_cases, golden_case, invalid_cases, require
 
-from specgen_server import generate as generate_module
 from specgen_server.call_options import METADATA_KEY, options_of_metadata
 from specgen_server.generate import generate
 from specgen_server.spec import (
@@ -24,14 +23,9 @@ from specgen_server.spec import (
     InvalidRequest,
     SpecOptions,
     UnreadableMessage,
-    bundle,
-    diagnostics,
-    linux,
-    mounts,
     read_request,
 )
-from specgen_server.spec import request as request_module
-from specgen_server.spec.memo import Memo
+from specgen_server.spec.memo import Memo, forget_all
 from specgen_server.spec.paths import nearest_above, path_problems
 from tvix.build.protos.build_pb2 import BuildRequest
 from tvix.castore.protos.castore_pb2 import Node
@@ -462,22 +456,6 @@ def test_json_says_what_the_request_says(request: BuildRequest, options: SpecOpt
 # --- what is remembered ---------------------------------------------------------------
 
 
-def forget() -> None:
-    """Make every memo of the domain empty, as in a fresh process."""
-    for memo in (
-        request_module._known_inputs,
-        request_module._known_env_vars,
-        request_module._known_sandboxes,
-        bundle._scratch_paths,
-        mounts._around_inputs,
-        diagnostics._checks_of,
-        generate_module._scratch_dirs,
-    ):
-        memo.forget()
-    mounts._input_mounts.cache_clear()
-    linux.configure_linux.cache_clear()
-
-
 def outcome(message: BuildRequest | bytes, options: SpecOptions) -> Any:
     """Return all that comes of a request."""
     try:
@@ -495,10 +473,10 @@ def outcome(message: BuildRequest | bytes, options: SpecOptions) -> Any:
 def test_what_was_seen_before_changes_nothing(messages: list[Any], options: SpecOptions) -> None:
     cold = []
     for message in messages:
-        forget()
+        forget_all()
         cold.append(outcome(message, options))
 
-    forget()
+    forget_all()
     warm = [outcome(message, options) for message in [*messages, *messages]]
 
     assert warm == [*cold, *cold]
@@ -509,7 +487,7 @@ def test_what_was_seen_before_changes_nothing_in_real_requests() -> None:
     messages = [case.request for case in bulk_cases()[::8]]
     cold = []
     for message in messages:
-        forget()
+        forget_all()
         cold.append(outcome(message, options))
 
     assert [outcome(message, options) for message in messages] == cold

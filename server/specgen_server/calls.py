@@ -9,10 +9,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from random import getrandbits
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
-import msgspec
 
 from .call_pool import CallPool
 from .errors import Overloaded, TooLarge, abort, status_of
@@ -110,12 +109,14 @@ class Calls:
 
     def _generate_spec(self, request: bytes, context: grpc.ServicerContext) -> bytes:
         call = self._begin("GenerateSpec", context)
-        call.record.request_bytes = len(request)
+        call.request_bytes = len(request)
         try:
-            _check(self._unary, context)
+            if self._unary.in_flight > self._unary.limit or not context.is_active():
+                _refuse(self._unary, context)
             wire = self._servicer.generate_spec(request, context)
-            self._check_size(wire, context)
-            call.record.response_bytes = len(wire)
+            call.response_bytes = len(wire)
+            if call.response_bytes > self._max_message_bytes:
+                self._refuse_size(wire, context)
         except BaseException:
             self._end(call, _code(context))
             raise
@@ -128,11 +129,12 @@ class Calls:
         call = self._begin("GenerateSpecs", context)
         code = grpc.StatusCode.CANCELLED  # unless it ends by itself
         try:
-            _check(self._streams, context)
-            counted = _counted(requests, call.record)
-            for wire in self._servicer.generate_specs(counted, context):
-                self._check_size(wire, context)
-                call.record.response_bytes += len(wire)
+            if self._streams.in_flight > self._streams.limit or not context.is_active():
+                _refuse(self._streams, context)
+            for wire in self._servicer.generate_specs(_counted(requests, call), context):
+                if len(wire) > self._max_message_bytes:
+                    self._refuse_size(wire, context)
+                call.response_bytes += len(wire)
                 yield wire
             if context.is_active():
                 code = grpc.StatusCode.OK
@@ -142,48 +144,43 @@ class Calls:
         finally:
             self._end(call, code)
 
-    def _check_size(self, wire: bytes, context: grpc.ServicerContext) -> None:
-        if len(wire) > self._max_message_bytes:
-            abort(context, status_of(TooLarge(len(wire), self._max_message_bytes)))
+    def _refuse_size(self, wire: bytes, context: grpc.ServicerContext) -> NoReturn:
+        abort(context, status_of(TooLarge(len(wire), self._max_message_bytes)))
 
-    def _begin(self, method: str, context: grpc.ServicerContext) -> _Call:
+    def _begin(self, method: str, context: grpc.ServicerContext) -> CallRecord:
         metadata = context.invocation_metadata()
         request_id = ""
         for key, value in metadata:
             if key == "x-request-id":
                 request_id = _one_word(str(value))
-        record = CallRecord(
+        if not request_id and (self._log_lines or self._tracer):
+            request_id = f"{getrandbits(64):016x}"
+        call = CallRecord(
             method=method,
             peer=context.peer() if self._log_lines else "",
             caller=_caller(context) if self._named_callers else "",
-            request_id=request_id or f"{getrandbits(64):016x}",
+            request_id=request_id,
+            span=self._tracer.begin(method, metadata) if self._tracer else None,
+            began=time.perf_counter(),
         )
-        current_call.set(record)
-        span = self._tracer.begin(method, metadata) if self._tracer else None
-        return _Call(record, time.perf_counter(), span)
+        current_call.set(call)
+        return call
 
-    def _end(self, call: _Call, code: grpc.StatusCode) -> None:
-        record = call.record
-        record.code = code.name
-        record.seconds = time.perf_counter() - call.started
-        record.ended = time.time()
-        self._enter(record)
+    def _end(self, call: CallRecord, code: grpc.StatusCode) -> None:
+        call.seconds = time.perf_counter() - call.began
+        call.ended = time.time()
+        if code is not grpc.StatusCode.OK:
+            call.code = code.name
+        self._enter(call)
         if self._tracer and call.span:
-            self._tracer.end(call.span, code, record.request_id)
+            self._tracer.end(call.span, code, call.request_id)
 
 
-class _Call(msgspec.Struct, gc=False):
-    record: CallRecord
-    started: float
-    span: Any
-
-
-def _check(pool: CallPool, context: grpc.ServicerContext) -> None:
-    """Refuse a call beyond the limit, and one that nobody waits for any more."""
+def _refuse(pool: CallPool, context: grpc.ServicerContext) -> NoReturn:
+    """Refuse a call beyond the limit, or one that nobody waits for any more."""
     if pool.in_flight > pool.limit:
         abort(context, status_of(Overloaded(pool.limit)))
-    if not context.is_active():
-        context.abort(grpc.StatusCode.CANCELLED, "the caller is gone, or its deadline is over")
+    context.abort(grpc.StatusCode.CANCELLED, "the caller is gone, or its deadline is over")
 
 
 def _one_word(request_id: str) -> str:

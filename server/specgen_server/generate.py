@@ -13,14 +13,13 @@ from .spec import (
     Request,
     SpecOptions,
     diagnose,
-    make_spec,
-    oci,
     output_path,
     read_request,
     scratch_path,
 )
 from .spec.memo import Memo
 from .spec.request import KNOWN_SANDBOXES, LARGEST_SANDBOX, Sandbox
+from .spec.template import spec_json
 from .spec.wire import delimited, head
 
 __all__ = ["generate", "generate_wire"]
@@ -60,7 +59,7 @@ def generate_wire(
     request = read_request(message)
     if admit:
         admit(request, options)
-    json = oci.encode(make_spec(request, options))
+    json = spec_json(request, options)
     fields = [head(_JSON, len(json)), json, _scratch_dirs[request.sandbox]]
     for output in request.outputs:
         path = delimited(_PATH, output.path.encode())

@@ -31,7 +31,7 @@ def configure_logging(format_: LogFormat, level: str) -> None:
 class _HumanFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = f"{_time(record.created)} {record.levelname.lower()}: {record.getMessage()}"
-        if call := current_call.get():
+        if (call := current_call.get()) and call.request_id:
             line += f" request_id={call.request_id}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
@@ -44,7 +44,7 @@ class _JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             "logger": record.name,
         }
-        if call := current_call.get():
+        if (call := current_call.get()) and call.request_id:
             line["request_id"] = call.request_id
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)

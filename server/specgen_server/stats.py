@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable
 from contextvars import ContextVar
+from typing import Any
 
 import msgspec
 
@@ -37,7 +38,12 @@ class CallRecord(msgspec.Struct, gc=False):
     caller: str
     """The name in the caller's certificate, with mTLS."""
     request_id: str
-    code: str = ""
+    """Its caller's name for it, or ours, where it is logged or traced."""
+    span: Any
+    """What traces it, if anything does."""
+    began: float
+    """By the clock of ``time.perf_counter``."""
+    code: str = "OK"
     seconds: float = 0.0
     ended: float = 0.0
     """Seconds since the epoch."""

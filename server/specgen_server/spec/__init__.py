@@ -1,7 +1,8 @@
 """The domain: a build request and options in, an OCI runtime spec out.
 
 Pure: it imports no grpc, does no I/O and reads nothing of the host. Read it in the order
-request, options, assembler (process, linux, mounts), bundle, diagnostics::
+request, options, assembler (process, linux, mounts), template (the same, faster), bundle,
+diagnostics::
 
     request = read_request(wire_bytes)
     spec = make_spec(request, SpecOptions(rootless=False))

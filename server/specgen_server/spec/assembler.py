@@ -16,16 +16,17 @@ from .request import Request
 
 __all__ = ["least_size", "make_spec"]
 
-_ROOT = oci.encoded(oci.Root("root", readonly=True))
+_ROOT = oci.Root("root", readonly=True)
 
 
 def least_size(request: Request) -> int:
     """Return a size, in bytes, that the spec's JSON has at least."""
-    a_mount = len('{"destination":"","type":"none","source":"","options":["rbind","rw"]},')
-    scratch = sum(map(len, request.scratch_paths)) + len(request.scratch_paths) * a_mount
-    return (
-        scratch + len(request.inputs) * (a_mount + len(request.inputs_dir)) + request.wire_size // 4
-    )
+    inputs = len(request.input_names)
+    mounts = inputs + len(request.sandbox.scratch_paths)
+    return mounts * _A_MOUNT + inputs * len(request.sandbox.inputs_dir) + request.wire_size // 4
+
+
+_A_MOUNT = len('{"destination":"","type":"none","source":"","options":["rbind","rw"]},')
 
 
 def make_spec(request: Request, options: SpecOptions) -> oci.Spec:

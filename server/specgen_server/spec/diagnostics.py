@@ -12,7 +12,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from itertools import chain, islice
-from operator import attrgetter
 from typing import Literal, TypeAlias, get_args
 
 import msgspec
@@ -21,7 +20,7 @@ from .memo import Memo
 from .options import IdMapping, SpecOptions
 from .paths import nearest_above
 from .process import BUILD_GID, BUILD_UID, NOFILE
-from .request import KNOWN_SANDBOXES, LARGEST_SANDBOX, Constraints, Input, Request, Sandbox
+from .request import KNOWN_SANDBOXES, LARGEST_SANDBOX, Constraints, Request, Sandbox
 
 __all__ = ["CODES", "Diagnostic", "diagnose"]
 
@@ -72,13 +71,13 @@ _MOST_OF_A_KIND = 20
 def diagnose(request: Request, options: SpecOptions) -> list[Diagnostic]:
     """Return what will keep the spec from running, at most 20 findings of a kind.
 
-    The checks come before every spec, so those that cannot find anything are left out, and
-    the others first ask whether there is anything to find. None looks at each input.
+    The checks come before every spec, so those that cannot find anything are left out.
+    None looks at each input.
     """
     found = list(_of_options(options))
-    for check in _checks_of[request.sandbox, options]:
-        if findings := check(request, options):
-            found += islice(findings, _MOST_OF_A_KIND)
+    checks = _checks_of[request.sandbox, options]
+    for check in checks.if_plain if _is_plain(request) else checks.otherwise:
+        found += islice(check(request, options), _MOST_OF_A_KIND)
     return found
 
 
@@ -155,12 +154,7 @@ _ARGS_BYTES = 2 * 1024 * 1024  # a quarter of the usual 8 MiB of stack
 _POINTER = 8
 
 
-def _arguments(request: Request, _: SpecOptions) -> Iterable[Diagnostic]:
-    # no string is longer than the message; a byte of it makes less than ten of these
-    return () if request.wire_size < _ARG_BYTES else _long_arguments(request)
-
-
-def _long_arguments(request: Request) -> Iterator[Diagnostic]:
+def _arguments(request: Request, _: SpecOptions) -> Iterator[Diagnostic]:
     total = len(request.command_args[0].encode()) + 1  # the file name, once more
     entries = [env_var.entry for env_var in request.environment]
     if not any(entry.startswith("HOME=") for entry in entries):
@@ -206,11 +200,11 @@ def _command_path(request: Request, _: SpecOptions) -> Iterable[Diagnostic]:
 
 def _working_dir(request: Request, _: SpecOptions) -> Iterable[Diagnostic]:
     path = request.working_dir
-    input_ = _input_above(request, path)
-    if input_ is not None and input_.kind == "file":
+    above = _input_above(request, path)
+    if above is not None and request.kind_of_input(above) == "file":
         why = (
-            f"/{_shown(path)} lies at or in {_shown(input_.name)}, an input that is a file: runc "
-            'and crun fail ("not a directory")'
+            f"/{_shown(path)} lies at or in {_shown(request.input_names[above])}, an input that "
+            'is a file: runc and crun fail ("not a directory")'
         )
     elif path.startswith(("proc/", "sys/")):
         why = (
@@ -227,22 +221,18 @@ def _working_dir(request: Request, _: SpecOptions) -> Iterable[Diagnostic]:
 # The order of the mounts: the runtime's own and /tmp, scratch paths, inputs, read-only
 # paths, the sandbox shell, files of /etc. A later one covers what it lies at or above.
 
-_name = attrgetter("name")
 
-
-def _input_above(request: Request, path: str) -> Input | None:
-    """Return the input that is mounted at or above a path."""
+def _input_above(request: Request, path: str) -> int | None:
+    """Return the index of the input that is mounted at or above a path."""
     if request.inputs_dir:
         prefix = request.inputs_dir + "/"
         if not path.startswith(prefix):
             return None
         path = path[len(prefix) :]
     name = path.partition("/")[0]
-    if name not in request.input_names:
-        return None
-    inputs = request.inputs
-    i = bisect_left(inputs, name, key=_name)  # they are sorted
-    return inputs[i] if i < len(inputs) and inputs[i].name == name else None
+    names = request.input_names
+    i = bisect_left(names, name)  # they are sorted
+    return i if i < len(names) and names[i] == name else None
 
 
 def _ro_paths_above(request: Request, paths: Iterable[str]) -> list[str | None]:
@@ -267,7 +257,7 @@ def _symlink_inputs(request: Request, _: SpecOptions) -> Iterable[Diagnostic]:
         Diagnostic(
             "symlink-input",
             f"inputs[{i}].symlink",
-            f"{_shown(request.inputs[i].name)} is a symlink, and runc and crun mount what it "
+            f"{_shown(request.input_names[i])} is a symlink, and runc and crun mount what it "
             "points to on the host, or fail where that does not exist. Make it a link in a "
             "directory input",
         )
@@ -285,12 +275,13 @@ _EFFECT_OF_INPUT = {
 
 def _shadowed_scratch(request: Request, _: SpecOptions) -> Iterator[Diagnostic]:
     for i, path in enumerate(request.scratch_paths):
-        if (input_ := _input_above(request, path)) is not None:
+        if (above := _input_above(request, path)) is not None:
             yield Diagnostic(
                 "shadowed-scratch",
                 f"scratch_paths[{i}]",
-                f"{_shown(path)} lies at or in the input {_shown(input_.name)}, which is mounted "
-                f"after it: {_EFFECT_OF_INPUT[input_.kind]}. Move one of them",
+                f"{_shown(path)} lies at or in the input {_shown(request.input_names[above])}, "
+                "which is mounted after it: "
+                f"{_EFFECT_OF_INPUT[request.kind_of_input(above)]}. Move one of them",
             )
     if not request.constraints.available_ro_paths:
         return
@@ -311,29 +302,29 @@ _PARENTS_OF_FILES = ("", "bin", "etc")
 def _late_mounts(request: Request, _: SpecOptions) -> Iterator[Diagnostic]:
     """Find read-only paths and single files that lie over, or in, what was mounted before."""
     ro_paths = [path[1:] for path in request.constraints.available_ro_paths if path != "/"]
-    if ro_paths and request.inputs and request.inputs_dir:
-        (above,) = _ro_paths_above(request, [request.inputs_dir])
-        if above is not None:
+    if ro_paths and request.input_names and request.inputs_dir:
+        (ro_path,) = _ro_paths_above(request, [request.inputs_dir])
+        if ro_path is not None:
             yield Diagnostic(
                 "shadowed-input",
                 "inputs_dir",
-                f"{_shown(request.inputs_dir)} lies at or in the read-only path /{_shown(above)}, "
-                "which is mounted after the inputs: on runc and crun the build sees the host's "
-                "directory there, and no input. Leave one of them out",
+                f"{_shown(request.inputs_dir)} lies at or in the read-only path "
+                f"/{_shown(ro_path)}, which is mounted after the inputs: on runc and crun the "
+                "build sees the host's directory there, and no input. Leave one of them out",
             )
     files = _files_mounted(request.constraints)
     inputs_dir = f"{request.inputs_dir}/" if request.inputs_dir else ""
     for path, what in chain(((path, f"/{path}") for path in ro_paths), files):
-        input_ = _input_above(request, path)
-        if input_ is None:
+        i = _input_above(request, path)
+        if i is None:
             continue
-        i = bisect_left(request.inputs, input_.name, key=_name)
-        at_it = path == inputs_dir + input_.name
+        name = request.input_names[i]
+        at_it = path == inputs_dir + name
         if not at_it:
             yield Diagnostic(
                 "mount-in-input",
                 f"inputs[{i}]",
-                f"{_shown(what)} is mounted in the input {_shown(input_.name)}: where that has no "
+                f"{_shown(what)} is mounted in the input {_shown(name)}: where that has no "
                 "such place, runc fails, since it is read-only, and crun makes one in the "
                 "builder's own inputs. Make sure the input has it, or leave one of them out",
             )
@@ -341,11 +332,11 @@ def _late_mounts(request: Request, _: SpecOptions) -> Iterator[Diagnostic]:
             yield Diagnostic(
                 "shadowed-input",
                 f"inputs[{i}]",
-                f"{_shown(input_.name)} has the place of the read-only path {_shown(what)}, which "
+                f"{_shown(name)} has the place of the read-only path {_shown(what)}, which "
                 "is mounted after it: on runc and crun the build sees the host's. Leave one of "
                 "them out",
             )
-        elif input_.kind == "directory":
+        elif request.kind_of_input(i) == "directory":
             yield _file_over_directory(f"inputs[{i}]", path, what)
     for path, what in files:
         if path in request.scratch_paths:
@@ -391,15 +382,15 @@ def _runtime_mounts(request: Request, _: SpecOptions) -> Iterator[Diagnostic]:
     if inputs_dir:
         top = inputs_dir.partition("/")[0]
         if top in _OF_THE_RUNTIME and not all(
-            input_.kind == "file" and f"{inputs_dir}/{input_.name}" in _PROC_FILES
-            for input_ in request.inputs
+            f"{inputs_dir}/{name}" in _PROC_FILES and request.kind_of_input(i) == "file"
+            for i, name in enumerate(request.input_names)
         ):
             yield _over_runtime_mount("inputs_dir", inputs_dir, top)
     else:
         for top in ("proc", "sys", "dev"):
-            if _input_above(request, top) is not None:
-                i = bisect_left(request.inputs, top, key=_name)
-                yield _over_runtime_mount(f"inputs[{i}]", top, top)
+            above = _input_above(request, top)
+            if above is not None:
+                yield _over_runtime_mount(f"inputs[{above}]", top, top)
 
 
 def _over_runtime_mount(field: str, path: str, top: str) -> Diagnostic:
@@ -431,13 +422,8 @@ _OVER_RUNTIME_MOUNT: dict[str, tuple[Code, str]] = {
 }
 
 
-def _runtime_ro_paths(request: Request, _: SpecOptions) -> Iterable[Diagnostic]:
-    ro_paths = request.constraints.available_ro_paths
-    return _ro_paths_over_runtime_mounts(ro_paths) if ro_paths else ()
-
-
-def _ro_paths_over_runtime_mounts(ro_paths: Iterable[str]) -> Iterator[Diagnostic]:
-    for i, path in enumerate(ro_paths):
+def _runtime_ro_paths(request: Request, _: SpecOptions) -> Iterator[Diagnostic]:
+    for i, path in enumerate(request.constraints.available_ro_paths):
         field = f"constraints.available_ro_paths[{i}]"
         if path == "/":
             yield Diagnostic(
@@ -466,7 +452,7 @@ def _private_tmp(request: Request, options: SpecOptions) -> Iterator[Diagnostic]
     if options.rootless:
         return  # the build may pass there by CAP_DAC_OVERRIDE
     places = [(f"scratch_paths[{i}]", p) for i, p in _under_tmp(request.scratch_paths)]
-    if request.inputs and f"{request.inputs_dir}/".startswith("tmp/"):
+    if request.input_names and f"{request.inputs_dir}/".startswith("tmp/"):
         places.append(("inputs_dir", request.inputs_dir))
     ro_paths = request.constraints.available_ro_paths
     if ro_paths:
@@ -495,9 +481,7 @@ _OPEN_FILES = 15  # crun's own; seen: 1009 mounts run, or 1008 with a terminal
 
 def _many_mounts(request: Request, options: SpecOptions) -> Iterable[Diagnostic]:
     constraints = request.constraints
-    mounts = len(request.inputs) + len(constraints.available_ro_paths)
-    if mounts < NOFILE - 2 * _OPEN_FILES:
-        return ()
+    mounts = len(request.input_names) + len(constraints.available_ro_paths)
     mounts += len(_files_mounted(constraints))
     limit = NOFILE - _OPEN_FILES - options.terminal
     if mounts <= limit:
@@ -520,19 +504,8 @@ _NAME_BYTES = 255
 _PATH_BYTES = 4095
 
 
-def _long_paths_of_files(request: Request, options: SpecOptions) -> Iterable[Diagnostic]:
-    """Find what ``_long_paths`` does, where the sandbox itself has nothing of it."""
-    files = request.additional_files
-    if _may_be_long(map(_path, request.outputs)) or (files and _may_be_long(map(_path, files))):
-        return _long_paths(request, options)
-    return ()
-
-
-def _may_be_long(paths: Iterable[str]) -> bool:
-    return any(len(path) > _NAME_BYTES or not path.isascii() for path in paths)
-
-
-_path = attrgetter("path")
+def _may_be_long(path: str) -> bool:
+    return len(path) > _NAME_BYTES or not path.isascii()
 
 
 def _long_paths(request: Request, _: SpecOptions) -> Iterator[Diagnostic]:
@@ -580,8 +553,9 @@ def _outputs(request: Request, _: SpecOptions) -> Iterator[Diagnostic]:
                 '"Read-only file system"), so the output can only be a directory. Make the '
                 "directory above it the scratch path",
             )
-        if (input_ := _input_above(request, path)) is not None:
-            yield _read_only_output(i, path, f"the input {_shown(input_.name)}")
+        if (above := _input_above(request, path)) is not None:
+            name = request.input_names[above]
+            yield _read_only_output(i, path, f"the input {_shown(name)}")
     if not request.constraints.available_ro_paths:
         return
     paths = [output.path for output in request.outputs]
@@ -599,21 +573,17 @@ def _read_only_output(i: int, path: str, by: str) -> Diagnostic:
     )
 
 
-def _additional_files(request: Request, _: SpecOptions) -> Iterable[Diagnostic]:
-    return _misplaced_files(request) if request.additional_files else ()
-
-
 _COVERED_TOPS = _OF_THE_RUNTIME | {"tmp"}
 
 
-def _misplaced_files(request: Request) -> Iterator[Diagnostic]:
+def _additional_files(request: Request, _: SpecOptions) -> Iterator[Diagnostic]:
     files = dict(_files_mounted(request.constraints))
     ro_paths = _ro_paths_above(request, (file.path for file in request.additional_files))
     for i, (file, ro_path) in enumerate(zip(request.additional_files, ro_paths)):
         path = file.path
         top = path.partition("/")[0]
-        if (input_ := _input_above(request, path)) is not None:
-            where = f"at or in the input {_shown(input_.name)}"
+        if (above := _input_above(request, path)) is not None:
+            where = f"at or in the input {_shown(request.input_names[above])}"
         elif ro_path is not None:
             where = f"at or in the read-only path /{_shown(ro_path)}"
         elif path in files:
@@ -632,11 +602,55 @@ def _misplaced_files(request: Request) -> Iterator[Diagnostic]:
         )
 
 
+# --- which checks to ask --------------------------------------------------------------
+
 _Check: TypeAlias = Callable[[Request, SpecOptions], Iterable[Diagnostic]]
 
+_MANY_MOUNTS = (NOFILE - 2 * _OPEN_FILES) // 2
 
-def _checks_for(key: tuple[Sandbox, SpecOptions]) -> tuple[_Check, ...]:
-    """Return the checks that may find anything in a build with this sandbox.
+
+def _is_plain(request: Request) -> bool:
+    """Whether there is nothing to find in what a request has besides its sandbox.
+
+    True of most. Asking each check instead takes a tenth of what a call with 60 inputs does.
+    """
+    if (
+        request.symlinks
+        or request.additional_files
+        or request.wire_size >= _ARG_BYTES  # no string is longer; a byte makes less than ten
+        or len(request.input_names) >= _MANY_MOUNTS
+        or "/" not in request.command_args[0]
+    ):
+        return False
+    for output in request.outputs:
+        path = output.path
+        if path == output.scratch or _may_be_long(path) or _input_above(request, path) is not None:
+            return False
+    return True
+
+
+_OF_ODD_REQUESTS: frozenset[_Check] = frozenset(
+    (
+        _arguments,
+        _command_path,
+        _symlink_inputs,
+        _many_mounts,
+        _long_paths,
+        _outputs,
+        _additional_files,
+    )
+)
+
+
+class _Checks(msgspec.Struct, frozen=True):
+    """The checks that may find anything, for plain requests and for the others."""
+
+    if_plain: tuple[_Check, ...]
+    otherwise: tuple[_Check, ...]
+
+
+def _checks_for(key: tuple[Sandbox, SpecOptions]) -> _Checks:
+    """Return the checks to ask of builds with this sandbox.
 
     What most of them find hangs on the sandbox, and that is the same for all builds of a
     coordinator: to ask each of them anew cost 8 us of a build's 30.
@@ -651,25 +665,29 @@ def _checks_for(key: tuple[Sandbox, SpecOptions]) -> tuple[_Check, ...]:
     def in_inputs_dir(path: str) -> bool:
         return not inputs_dir or path.startswith(inputs_dir + "/")
 
-    checks: list[_Check] = [_arguments, _command_path]
-    if in_inputs_dir(working_dir) or working_dir.startswith(("proc/", "sys/")):
-        checks.append(_working_dir)
-    checks.append(_symlink_inputs)
-    if ro_paths or any(map(in_inputs_dir, sandbox.scratch_paths)):
-        checks.append(_shadowed_scratch)
-    if ro_paths or inputs_dir in _PARENTS_OF_FILES or files.intersection(sandbox.scratch_paths):
-        checks.append(_late_mounts)
-    if not inputs_dir or tops & _OF_THE_RUNTIME:
-        checks.append(_runtime_mounts)
-    if ro_paths:
-        checks.append(_runtime_ro_paths)
-    if (ro_paths or "tmp" in tops) and not options.rootless:
-        checks.append(_private_tmp)
-    checks.append(_many_mounts)
-    long = _may_be_long((working_dir, *places, *ro_paths))
-    checks.append(_long_paths if long else _long_paths_of_files)
-    checks += (_outputs, _additional_files)
-    return tuple(checks)
+    by_sandbox: dict[_Check, bool] = {
+        _arguments: False,
+        _command_path: False,
+        _working_dir: in_inputs_dir(working_dir) or working_dir.startswith(("proc/", "sys/")),
+        _symlink_inputs: False,
+        _shadowed_scratch: bool(ro_paths) or any(map(in_inputs_dir, sandbox.scratch_paths)),
+        _late_mounts: bool(ro_paths)
+        or inputs_dir in _PARENTS_OF_FILES
+        or not files.isdisjoint(sandbox.scratch_paths),
+        _runtime_mounts: not inputs_dir or not tops.isdisjoint(_OF_THE_RUNTIME),
+        _runtime_ro_paths: bool(ro_paths),
+        _private_tmp: (bool(ro_paths) or "tmp" in tops) and not options.rootless,
+        _many_mounts: len(ro_paths) >= _MANY_MOUNTS,
+        _long_paths: any(map(_may_be_long, (working_dir, *places, *ro_paths))),
+        _outputs: bool(ro_paths),
+        _additional_files: False,
+    }
+    return _Checks(
+        if_plain=tuple(check for check, may_find in by_sandbox.items() if may_find),
+        otherwise=tuple(
+            check for check, may_find in by_sandbox.items() if may_find or check in _OF_ODD_REQUESTS
+        ),
+    )
 
 
 _checks_of = Memo(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 from . import oci
 from .options import IdMapping, SpecOptions
 
@@ -31,7 +29,6 @@ _READONLY_PATHS = (
 _RESOURCES = oci.Resources(devices=(oci.DeviceCgroup(allow=False, access="rwm"),))
 
 
-@lru_cache(maxsize=64)  # it depends on the options and one flag, so its JSON is made once
 def configure_linux(*, allow_network: bool, options: SpecOptions) -> oci.Linux:
     """Return the linux section (seed: ``configure_linux``)."""
     namespaces = ["pid", "ipc", "uts", "mount"]
@@ -42,15 +39,13 @@ def configure_linux(*, allow_network: bool, options: SpecOptions) -> oci.Linux:
     if options.rootless:
         namespaces.append("user")
 
-    return oci.encoded(
-        oci.Linux(
-            uid_mappings=_id_maps(options.uid_mappings),
-            gid_mappings=_id_maps(options.gid_mappings),
-            resources=_RESOURCES,
-            namespaces=tuple(map(oci.Namespace, namespaces)),
-            masked_paths=_MASKED_PATHS,
-            readonly_paths=_READONLY_PATHS,
-        )
+    return oci.Linux(
+        uid_mappings=_id_maps(options.uid_mappings),
+        gid_mappings=_id_maps(options.gid_mappings),
+        resources=_RESOURCES,
+        namespaces=tuple(map(oci.Namespace, namespaces)),
+        masked_paths=_MASKED_PATHS,
+        readonly_paths=_READONLY_PATHS,
     )
 
 

@@ -7,8 +7,6 @@ An optional key that is not set is absent from the JSON; ``omit_defaults`` sees 
 
 from __future__ import annotations
 
-from typing import TypeVar, cast
-
 import msgspec
 
 __all__ = [
@@ -29,7 +27,6 @@ __all__ = [
     "User",
     "decode",
     "encode",
-    "encoded",
 ]
 
 OCI_VERSION = "1.0.2-dev"
@@ -145,21 +142,10 @@ encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder(Spec).decode
 """Return the Spec of its JSON, all parts typed."""
 
-T = TypeVar("T")
-
-
-def encoded(value: T) -> T:
-    """Return a constant's JSON, made once, in the place of the constant.
-
-    ``encode`` copies it as it stands. To the type checker it is what it was; to read
-    its fields back, ``decode`` the encoded spec.
-    """
-    return cast(T, msgspec.Raw(encode(value)))
-
 
 def _standard_mounts(pts: Mount, sys: Mount) -> tuple[Mount, ...]:
     nosuid_noexec_nodev = ("nosuid", "noexec", "nodev")
-    mounts = (
+    return (
         Mount("/proc", "proc", "proc"),
         Mount("/dev", "tmpfs", "tmpfs", ("nosuid", "strictatime", "mode=755", "size=65536k")),
         pts,
@@ -168,7 +154,6 @@ def _standard_mounts(pts: Mount, sys: Mount) -> tuple[Mount, ...]:
         sys,
         Mount("/sys/fs/cgroup", "cgroup", "cgroup", (*nosuid_noexec_nodev, "relatime", "ro")),
     )
-    return tuple(map(encoded, mounts))
 
 
 _PTS = ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620")

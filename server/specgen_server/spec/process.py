@@ -14,7 +14,7 @@ NOFILE = 1024
 
 
 def _in_every_set(*capabilities: str) -> oci.Capabilities:
-    return oci.encoded(oci.Capabilities(*(capabilities,) * 5))
+    return oci.Capabilities(*(capabilities,) * 5)
 
 
 _ROOTFUL_CAPABILITIES = _in_every_set("CAP_AUDIT_WRITE", "CAP_KILL")
@@ -37,8 +37,8 @@ _ROOTLESS_CAPABILITIES = _in_every_set(
     "CAP_SYS_CHROOT",
 )
 
-_USER = oci.encoded(oci.User(BUILD_UID, BUILD_GID))
-_RLIMITS = oci.encoded((oci.Rlimit("RLIMIT_NOFILE", hard=NOFILE, soft=NOFILE),))
+_USER = oci.User(BUILD_UID, BUILD_GID)
+_RLIMITS = (oci.Rlimit("RLIMIT_NOFILE", hard=NOFILE, soft=NOFILE),)
 
 
 def configure_process(request: Request, options: SpecOptions) -> oci.Process:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
 
 import msgspec
 from google.protobuf.message import DecodeError
@@ -37,11 +37,14 @@ __all__ = [
 ]
 
 
-class Input(msgspec.Struct, frozen=True, eq=False, gc=False):
+InputKind: TypeAlias = Literal["directory", "file", "symlink"]
+
+
+class Input(msgspec.Struct, frozen=True):
     """A node that is mounted into the sandbox."""
 
     name: str
-    kind: Literal["directory", "file", "symlink"]
+    kind: InputKind
 
 
 class EnvVar(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -100,8 +103,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """A valid build request: what the spec depends on, and what its builder needs."""
 
     sandbox: Sandbox
-    inputs: list[Input]
-    input_names: set[str]
+    input_names: list[str]
+    """Sorted, and each stands there once."""
+    input_elements: list[bytes]
+    """The nodes themselves, in their wire form."""
     symlinks: list[int]
     """Which of the inputs are symlinks: their indices."""
     command_args: list[str]
@@ -110,6 +115,16 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     additional_files: list[AdditionalFile]
     wire_size: int
     """Length of the message, in bytes: no part of the request is longer."""
+
+    @property
+    def inputs(self) -> list[Input]:
+        """The inputs, read anew: the spec hangs on their names alone."""
+        return [Input(name, self.kind_of_input(i)) for i, name in enumerate(self.input_names)]
+
+    def kind_of_input(self, index: int) -> InputKind:
+        """Return what the input at this index is."""
+        kind = Node.FromString(self.input_elements[index]).WhichOneof("node")
+        return cast(InputKind, kind)
 
     @property
     def working_dir(self) -> str:
@@ -154,11 +169,12 @@ def read_request(message: BuildRequest | bytes) -> Request:
     # A slice is a list of the elements, in half the time that list() takes for it.
     violations = Violations()
     sandbox = _sandbox(view, violations)
-    inputs, names, symlinks = _inputs(view.inputs[:], violations)
+    elements = view.inputs[:]
+    names, symlinks = _inputs(elements, violations)
     request = Request(
         sandbox=sandbox,
-        inputs=inputs,
         input_names=names,
+        input_elements=elements,
         symlinks=symlinks,
         command_args=_command_args(view.command_args[:], violations),
         outputs=_outputs(view.outputs[:], sandbox.scratch, violations),
@@ -185,27 +201,23 @@ _TARGET_BYTES = 4095
 _DIGEST_BYTES = 32
 
 
-def _inputs(
-    elements: list[bytes], violations: Violations
-) -> tuple[list[Input], set[str], list[int]]:
+def _inputs(elements: list[bytes], violations: Violations) -> tuple[list[str], list[int]]:
     """Inputs MUST be sorted by their names, and a name MUST stand there once.
 
-    Returns them, their names, and the indices of the symlinks.
+    Returns their names, and the indices of the symlinks.
     """
-    inputs, symlinks = _elements("inputs", elements, _known_inputs, violations)
-    names = [input_.name for input_ in inputs]
+    names, symlinks = _elements("inputs", elements, _known_inputs, violations)
     _check_sorted("inputs", names, violations, by="by name")
-    set_of_names = set(names)
-    if len(set_of_names) != len(names):
+    if len(set(names)) != len(names):
         twice = next(name for name, after in pairwise(sorted(names)) if name == after)
         violations.add("inputs", f"must not have a name twice, have {quoted(twice)}")
-    return inputs, set_of_names, symlinks
+    return names, symlinks
 
 
 _SOUND_NAME = re.compile(rb"(?!\.{1,2}\Z)[^/\0]{1,%d}" % _NAME_BYTES).fullmatch
 
 
-def _input(element: bytes) -> Input:
+def _input_name(element: bytes) -> str:
     """A node MUST be set, with a name that can be an entry of a directory."""
     try:
         node = Node.FromString(element)
@@ -231,12 +243,12 @@ def _input(element: bytes) -> Input:
         problems.append((f".{kind}.digest", problem))
 
     try:
-        input_ = Input(name.decode(), kind)
+        read: str = name.decode()
     except UnicodeDecodeError:  # stricter: tvix panics
         raise _OddElement(*problems, (f".{kind}.name", "must be UTF-8")) from None
     if problems or kind == "symlink":
-        raise _OddElement(*problems, read=input_)
-    return input_
+        raise _OddElement(*problems, read=read)
+    return read
 
 
 def _name_problems(name: bytes) -> Iterable[str]:
@@ -485,7 +497,7 @@ def _size_of(parts: _SandboxParts) -> int:
 
 
 _KNOWN = 16_384  # some 10 MiB of each; more than the inputs of a large closure
-_known_inputs = Memo(_input, limit=_KNOWN, longest=512)
+_known_inputs = Memo(_input_name, limit=_KNOWN, longest=512)
 _known_env_vars = Memo(_env_var, limit=_KNOWN, longest=512)
 _known_sandboxes = Memo(
     _read_sandbox, limit=KNOWN_SANDBOXES, longest=LARGEST_SANDBOX, size=_size_of

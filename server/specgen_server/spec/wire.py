@@ -81,19 +81,12 @@ def head(field: int, size: int) -> bytes:
 
     To join it with the bytes spares a copy of them, as against ``delimited``.
     """
-    length = _SHORT[size] if size < 0x80 else _varint(size)
-    return _TAGS[field] + length
-
-
-def _varint(number: int) -> bytes:
-    octets = bytearray()
-    while number > 0x7F:
-        octets.append(number & 0x7F | 0x80)
-        number >>= 7
-    octets.append(number)
+    octets = [field << 3 | _LENGTH_DELIMITED]
+    while size > 0x7F:
+        octets.append(size & 0x7F | 0x80)
+        size >>= 7
+    octets.append(size)
     return bytes(octets)
 
 
 _LENGTH_DELIMITED = 2
-_TAGS = [bytes((field << 3 | _LENGTH_DELIMITED,)) for field in range(16)]
-_SHORT = [bytes((number,)) for number in range(0x80)]
