@@ -53,13 +53,13 @@ def main() -> int:
     parser.add_argument("--peer-method", metavar="SERVICE/METHOD", default=wire.METHOD)
     args = parser.parse_args()
     peer = wire.Target("peer", args.peer, args.peer_method) if args.peer else None
-    rounds, seconds = (1, 0.5) if args.quick else (5, 3.0)
+    rounds, seconds = (1, 0.5) if args.quick else (9, 1.2)
 
     def part_a() -> None:
         table(
             "(a) from bytes to bytes: microseconds a request, and ratios to parse alone",
             (
-                *("requests", "parse", "validate", "build", "encode", "diagnose"),
+                *("requests", "parse", "validate", "render", "build", "encode", "diagnose"),
                 *("warm", "cold", "new", "call"),
                 *("warm/parse", "cold/parse", "new/parse", "call/parse"),
             ),

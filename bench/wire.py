@@ -113,10 +113,6 @@ def load(target: Target, bodies: Sequence[bytes], *, in_flight: int, seconds: fl
     return Load(len(answered) / seconds, [int(row[2]) / 1000 for row in answered])
 
 
-def _milliseconds(seconds: float) -> str:
-    return f"{int(seconds * 1000)}ms"
-
-
 def _uri(target: Target) -> list[str]:
     if target.address.startswith("unix:"):
         path = target.address.removeprefix("unix://")
@@ -178,17 +174,22 @@ def _medians(rounds: list[Load]) -> tuple[float, float, float]:
     )
 
 
+def _ratio(of: Sequence[float], to: Sequence[float]) -> float:
+    """Return the median of the ratios within each round: what slows a whole round is in both."""
+    return statistics.median(one / other for one, other in zip(of, to))
+
+
 def _compared(
     targets: Sequence[Target], bodies: list[bytes], *, in_flight: int, rounds: int, seconds: float
-) -> dict[str, tuple[float, float, float]]:
-    """Return calls a second, p50 and p99 of each target, the targets taking turns."""
+) -> dict[str, list[Load]]:
+    """Return what came of each round, by the target's name; they take turns at being first."""
     results: dict[str, list[Load]] = {target.name: [] for target in targets}
     width = min(in_flight, 16)
     for turn in range(rounds):
         chosen = [bodies[(turn * width + i) % len(bodies)] for i in range(width)]
-        for target in targets:
+        for target in targets if turn % 2 else reversed(targets):
             results[target.name].append(load(target, chosen, in_flight=in_flight, seconds=seconds))
-    return {name: _medians(loads) for name, loads in results.items()}
+    return results
 
 
 def load_rows(rounds: int, seconds: float, peer: Target | None) -> list[tuple[str, ...]]:
@@ -221,14 +222,10 @@ def load_rows(rounds: int, seconds: float, peer: Target | None) -> list[tuple[st
 
 
 def _row(
-    transport: str,
-    name: str,
-    in_flight: int,
-    target: str,
-    results: dict[str, tuple[float, float, float]],
+    transport: str, name: str, in_flight: int, target: str, results: dict[str, list[Load]]
 ) -> tuple[str, ...]:
-    calls, p50, p99 = results[target]
-    floor_calls, floor_p50, _ = results["no-op"]
+    loads, floor = results[target], results["no-op"]
+    calls, p50, p99 = _medians(loads)
     return (
         transport,
         name,
@@ -237,9 +234,13 @@ def _row(
         f"{calls:.0f}",
         f"{p50:.2f}",
         f"{p99:.2f}",
-        f"{calls / floor_calls:.2f}",
-        f"{p50 / floor_p50:.2f}",
+        f"{_ratio(_rates(loads), _rates(floor)):.2f}",
+        f"{_ratio([r.percentile(0.5) for r in loads], [r.percentile(0.5) for r in floor]):.2f}",
     )
+
+
+def _rates(loads: list[Load]) -> list[float]:
+    return [load.calls_per_second for load in loads]
 
 
 def worker_rows(rounds: int, seconds: float) -> list[tuple[str, ...]]:
@@ -252,11 +253,13 @@ def worker_rows(rounds: int, seconds: float) -> list[tuple[str, ...]]:
     ):
         targets = [Target("one worker", one.address), Target("two workers", two.address)]
         results = _compared(targets, bodies, in_flight=16, rounds=rounds, seconds=seconds)
-    base = results["one worker"][0]
-    return [
-        (name, f"{calls:.0f}", f"{p50:.2f}", f"{p99:.2f}", f"{calls / base:.2f}")
-        for name, (calls, p50, p99) in results.items()
-    ]
+    one_worker = _rates(results["one worker"])
+    rows = []
+    for name, loads in results.items():
+        calls, p50, p99 = _medians(loads)
+        ratio = _ratio(_rates(loads), one_worker)
+        rows.append((name, f"{calls:.0f}", f"{p50:.2f}", f"{p99:.2f}", f"{ratio:.2f}"))
+    return rows
 
 
 def bulk_rows(rounds: int, seconds: float) -> list[tuple[str, ...]]:
@@ -281,9 +284,9 @@ def bulk_rows(rounds: int, seconds: float) -> list[tuple[str, ...]]:
             for name, body in bodies.items():
                 streams = load(bulk, [body] * BULK_STREAMS, in_flight=BULK_STREAMS, seconds=seconds)
                 rates[name].append(streams.calls_per_second * len(builds))
-    base = statistics.median(rates["single calls"])
+    single_calls = rates["single calls"]
     return [
-        (name, f"{statistics.median(of):.0f}", f"{statistics.median(of) / base:.2f}")
+        (name, f"{statistics.median(of):.0f}", f"{_ratio(of, single_calls):.2f}")
         for name, of in rates.items()
     ]
 
@@ -339,8 +342,10 @@ def starvation_rows(rounds: int, seconds: float) -> list[tuple[str, ...]]:
                 alone.append(load(target, chosen, in_flight=4, seconds=seconds))
                 with _large_calls(target, large[0], seconds + 2):
                     beside.append(load(target, chosen, in_flight=4, seconds=seconds))
-        p99, loaded = _medians(alone)[2], _medians(beside)[2]
-        rows.append((workers, f"{p99:.2f}", f"{loaded:.2f}", f"{loaded / p99:.1f}"))
+        p99 = [one.percentile(0.99) for one in alone]
+        loaded = [one.percentile(0.99) for one in beside]
+        medians = (f"{statistics.median(times):.2f}" for times in (p99, loaded))
+        rows.append((workers, *medians, f"{_ratio(loaded, p99):.1f}"))
     return rows
 
 

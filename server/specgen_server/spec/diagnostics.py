@@ -224,11 +224,11 @@ def _working_dir(request: Request, _: SpecOptions) -> Iterable[Diagnostic]:
 
 def _input_above(request: Request, path: str) -> int | None:
     """Return the index of the input that is mounted at or above a path."""
-    if request.inputs_dir:
-        prefix = request.inputs_dir + "/"
-        if not path.startswith(prefix):
+    inputs_dir = request.sandbox.inputs_dir
+    if inputs_dir:
+        if not path.startswith(inputs_dir + "/"):
             return None
-        path = path[len(prefix) :]
+        path = path[len(inputs_dir) + 1 :]
     name = path.partition("/")[0]
     names = request.input_names
     i = bisect_left(names, name)  # they are sorted

@@ -269,7 +269,7 @@ def _command_args(args: list[str], violations: Violations) -> list[str]:
     """Stricter: there MUST be a command, and no argument MUST contain NUL, see execve(2)."""
     if not args:
         violations.add("command_args", "must name the command to run, is empty")
-    if "\0" in "".join(args):
+    elif "\0" in "".join(args):
         for i, arg in enumerate(args):
             if "\0" in arg:
                 violations.add(f"command_args[{i}]", "must not contain a NUL byte")
@@ -279,8 +279,7 @@ def _command_args(args: list[str], violations: Violations) -> list[str]:
 def _environment(elements: list[bytes], violations: Violations) -> list[EnvVar]:
     """Environment variables MUST be sorted by their keys; equal keys may follow each other."""
     environment, _ = _elements("environment_vars", elements, _known_env_vars, violations)
-    keys = [env_var.key for env_var in environment]
-    _check_sorted("environment_vars", keys, violations, by="by key")
+    _check_sorted("environment_vars", [e.key for e in environment], violations, by="by key")
     return environment
 
 
@@ -397,7 +396,8 @@ def _outputs(paths: list[str], scratch: Roots, violations: Violations) -> list[O
                 violations.add(
                     f"outputs[{i}]", f"must lie at or under a scratch path, {quoted(path)} does not"
                 )
-    _check_sorted("outputs", paths, violations)
+    if len(paths) > 1:
+        _check_sorted("outputs", paths, violations)
     return [Output(path, above or "") for path, above in zip(paths, nearest)]
 
 
@@ -438,7 +438,7 @@ def _check_path(field: str, path: str, violations: Violations) -> bool:
 
 def _check_sorted(field: str, keys: Sequence[str], violations: Violations, *, by: str = "") -> None:
     """Lists MUST be sorted by bytes; UTF-8 sorts as its code points do."""
-    if len(keys) > 1 and list(keys) != sorted(keys):
+    if sorted(keys) != list(keys):
         before, after = next(pair for pair in pairwise(keys) if pair[0] > pair[1])
         violations.add(
             field,

@@ -28,7 +28,7 @@ def spec_json(request: Request, options: SpecOptions) -> bytes:
     tests/test_fast_paths.py holds it to that. With 60 inputs it takes a third of the time.
     """
     template = _templates[request.sandbox, options]
-    mount = _input_mounts(request.inputs_dir).__getitem__
+    mount = _input_mounts(request.sandbox.inputs_dir).__getitem__
     return b"".join(
         (
             template.before_inputs,
