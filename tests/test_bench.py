@@ -6,13 +6,15 @@ import re
 import subprocess
 import sys
 
+import pytest
 from support import TESTS, require, require_program
 
-RUN = TESTS.parent / "bench" / "run.py"
+BENCH = TESTS.parent / "bench"
 
 
-def bench(*args: str) -> str:
-    run = subprocess.run([sys.executable, RUN, *args], capture_output=True, text=True, timeout=300)
+def bench(*args: str, program: str = "run.py") -> str:
+    command = [sys.executable, BENCH / program, *args]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-3000:]
     return run.stdout
 
@@ -31,3 +33,14 @@ def test_a_peer_is_measured_in_the_same_rounds(server: object) -> None:
     address = server.address  # type: ignore[attr-defined]
     printed = bench("--quick", "--only", "b", "--peer", address)
     assert "| peer " in printed
+
+
+@pytest.mark.parametrize(
+    ("program", "args", "says"),
+    [
+        pytest.param("metrics_cost.py", [], "within the call", id="metrics_cost"),
+        pytest.param("fuzz.py", ["in-process", "--messages", "1000"], "holds", id="fuzz"),
+    ],
+)
+def test_what_the_documents_cite_works(program: str, args: list[str], says: str) -> None:
+    assert says in bench(*args, program=program)

