@@ -57,15 +57,15 @@ def host_problems(
 
 
 def _inputs(request: Request, inputs: Path | None) -> Iterator[str]:
-    if not request.inputs:
+    if not request.input_names:
         return
     if inputs is None:
         yield (
-            f"inputs/ is empty: lay the {len(request.inputs)} inputs there, each under its name, "
-            "before the build runs"
+            f"inputs/ is empty: lay the {len(request.input_names)} inputs there, each under its "
+            "name, before the build runs"
         )
         return
-    missing = [i.name for i in request.inputs if not (inputs / i.name).exists()]
+    missing = [name for name in request.input_names if not (inputs / name).exists()]
     if missing:
         more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
         yield f"not in {inputs}: {', '.join(missing[:_NAMED])}{more}: runc and crun will fail"

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from random import getrandbits
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 
@@ -111,12 +111,10 @@ class Calls:
         call = self._begin("GenerateSpec", context)
         call.request_bytes = len(request)
         try:
-            if self._unary.in_flight > self._unary.limit or not context.is_active():
-                _refuse(self._unary, context)
+            _check(self._unary, context)
             wire = self._servicer.generate_spec(request, context)
+            self._check_size(wire, context)
             call.response_bytes = len(wire)
-            if call.response_bytes > self._max_message_bytes:
-                self._refuse_size(wire, context)
         except BaseException:
             self._end(call, _code(context))
             raise
@@ -129,11 +127,9 @@ class Calls:
         call = self._begin("GenerateSpecs", context)
         code = grpc.StatusCode.CANCELLED  # unless it ends by itself
         try:
-            if self._streams.in_flight > self._streams.limit or not context.is_active():
-                _refuse(self._streams, context)
+            _check(self._streams, context)
             for wire in self._servicer.generate_specs(_counted(requests, call), context):
-                if len(wire) > self._max_message_bytes:
-                    self._refuse_size(wire, context)
+                self._check_size(wire, context)
                 call.response_bytes += len(wire)
                 yield wire
             if context.is_active():
@@ -144,8 +140,9 @@ class Calls:
         finally:
             self._end(call, code)
 
-    def _refuse_size(self, wire: bytes, context: grpc.ServicerContext) -> NoReturn:
-        abort(context, status_of(TooLarge(len(wire), self._max_message_bytes)))
+    def _check_size(self, wire: bytes, context: grpc.ServicerContext) -> None:
+        if len(wire) > self._max_message_bytes:
+            abort(context, status_of(TooLarge(len(wire), self._max_message_bytes)))
 
     def _begin(self, method: str, context: grpc.ServicerContext) -> CallRecord:
         metadata = context.invocation_metadata()
@@ -176,11 +173,12 @@ class Calls:
             self._tracer.end(call.span, code, call.request_id)
 
 
-def _refuse(pool: CallPool, context: grpc.ServicerContext) -> NoReturn:
-    """Refuse a call beyond the limit, or one that nobody waits for any more."""
+def _check(pool: CallPool, context: grpc.ServicerContext) -> None:
+    """Refuse a call beyond the limit, and one that nobody waits for any more."""
     if pool.in_flight > pool.limit:
         abort(context, status_of(Overloaded(pool.limit)))
-    context.abort(grpc.StatusCode.CANCELLED, "the caller is gone, or its deadline is over")
+    if not context.is_active():
+        context.abort(grpc.StatusCode.CANCELLED, "the caller is gone, or its deadline is over")
 
 
 def _one_word(request_id: str) -> str:

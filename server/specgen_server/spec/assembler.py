@@ -21,12 +21,10 @@ _ROOT = oci.Root("root", readonly=True)
 
 def least_size(request: Request) -> int:
     """Return a size, in bytes, that the spec's JSON has at least."""
-    inputs = len(request.input_names)
-    mounts = inputs + len(request.sandbox.scratch_paths)
-    return mounts * _A_MOUNT + inputs * len(request.sandbox.inputs_dir) + request.wire_size // 4
-
-
-_A_MOUNT = len('{"destination":"","type":"none","source":"","options":["rbind","rw"]},')
+    a_mount = len('{"destination":"","type":"none","source":"","options":["rbind","rw"]},')
+    scratch = sum(map(len, request.scratch_paths)) + len(request.scratch_paths) * a_mount
+    inputs = len(request.input_names) * (a_mount + len(request.inputs_dir))
+    return scratch + inputs + request.wire_size // 4
 
 
 def make_spec(request: Request, options: SpecOptions) -> oci.Spec:

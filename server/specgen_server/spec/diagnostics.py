@@ -622,11 +622,7 @@ def _is_plain(request: Request) -> bool:
         or "/" not in request.command_args[0]
     ):
         return False
-    for output in request.outputs:
-        path = output.path
-        if path == output.scratch or _may_be_long(path) or _input_above(request, path) is not None:
-            return False
-    return True
+    return not any(_may_be_long(output.path) for output in request.outputs)
 
 
 _OF_ODD_REQUESTS: frozenset[_Check] = frozenset(
@@ -636,7 +632,6 @@ _OF_ODD_REQUESTS: frozenset[_Check] = frozenset(
         _symlink_inputs,
         _many_mounts,
         _long_paths,
-        _outputs,
         _additional_files,
     )
 )
@@ -679,7 +674,7 @@ def _checks_for(key: tuple[Sandbox, SpecOptions]) -> _Checks:
         _private_tmp: (bool(ro_paths) or "tmp" in tops) and not options.rootless,
         _many_mounts: len(ro_paths) >= _MANY_MOUNTS,
         _long_paths: any(map(_may_be_long, (working_dir, *places, *ro_paths))),
-        _outputs: bool(ro_paths),
+        _outputs: True,
         _additional_files: False,
     }
     return _Checks(

@@ -396,8 +396,7 @@ def _outputs(paths: list[str], scratch: Roots, violations: Violations) -> list[O
                 violations.add(
                     f"outputs[{i}]", f"must lie at or under a scratch path, {quoted(path)} does not"
                 )
-    if len(paths) > 1:
-        _check_sorted("outputs", paths, violations)
+    _check_sorted("outputs", paths, violations)
     return [Output(path, above or "") for path, above in zip(paths, nearest)]
 
 
@@ -438,7 +437,7 @@ def _check_path(field: str, path: str, violations: Violations) -> bool:
 
 def _check_sorted(field: str, keys: Sequence[str], violations: Violations, *, by: str = "") -> None:
     """Lists MUST be sorted by bytes; UTF-8 sorts as its code points do."""
-    if sorted(keys) != list(keys):
+    if len(keys) > 1 and list(keys) != sorted(keys):
         before, after = next(pair for pair in pairwise(keys) if pair[0] > pair[1])
         violations.add(
             field,
