@@ -21,9 +21,12 @@ class Memo(dict[K, V]):
     It holds two generations of at most ``limit`` results each: when the younger is
     full it becomes the older one, and what the older one held is forgotten. A
     result that is asked for again is carried into the younger. Exceptions are not
-    kept, nor are results for keys whose ``size`` is more than ``longest``. Threads may
-    share a memo: at worst they compute a result twice.
+    kept, nor are results for keys whose ``size`` is more than ``longest``; one for a
+    key of more than 256 bytes counts once more for each 256. Threads may share a memo:
+    at worst they compute a result twice.
     """
+
+    _COUNTS_ONCE = 256
 
     def __init__(
         self,
@@ -40,15 +43,19 @@ class Memo(dict[K, V]):
         self._longest = longest
         self._size: Callable[[K], int] = size
         self._older: dict[K, V] = {}
+        self._held = 0
 
     def __missing__(self, key: K) -> Any:
         value = self._older.get(key, _UNKNOWN)
         if value is _UNKNOWN:
             value = self._function(key)
-        if self._size(key) <= self._longest:
-            if len(self) >= self._limit:
+        size = self._size(key)
+        if size <= self._longest:
+            if self._held >= self._limit:
                 self._older = self.copy()
                 self.clear()
+                self._held = 0
+            self._held += 1 + size // self._COUNTS_ONCE
             self[key] = value
         return value
 
@@ -56,6 +63,7 @@ class Memo(dict[K, V]):
         """Hold nothing."""
         self.clear()
         self._older = {}
+        self._held = 0
 
 
 _all_memos: WeakValueDictionary[int, Memo[Any, Any]] = WeakValueDictionary()
