@@ -8,8 +8,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from random import getrandbits
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 
@@ -17,7 +18,7 @@ from .call_pool import CallPool
 from .errors import Overloaded, TooLarge, abort, status_of
 from .logs import LogFormat, call_lines
 from .service import SERVICE_NAME, SpecServicer
-from .stats import CallRecord, CallStats, current_call
+from .stats import CallRecord, CallStats
 from .tracing import call_tracer
 
 __all__ = ["Accounts", "Calls"]
@@ -86,7 +87,7 @@ class Calls:
         self._enter = enter
         self._named_callers = named_callers
         self._log_lines = logging.getLogger().isEnabledFor(logging.INFO)  # else nobody asks
-        self._unary = CallPool("call", limit=max_in_flight, few=4)
+        self._unary = CallPool("call", limit=max_in_flight, few=6)
         # Streams last as long as their clients like; they hold no thread of the others.
         self._streams = CallPool("stream", limit=max_streams, few=max_streams)
 
@@ -112,8 +113,9 @@ class Calls:
         call.request_bytes = len(request)
         try:
             _check(self._unary, context)
-            wire = self._servicer.generate_spec(request, context)
-            self._check_size(wire, context)
+            wire = self._servicer.generate_spec(request, context, call)
+            if len(wire) > self._max_message_bytes:
+                self._refuse(wire, context)
             call.response_bytes = len(wire)
         except BaseException:
             self._end(call, _code(context))
@@ -128,8 +130,10 @@ class Calls:
         code = grpc.StatusCode.CANCELLED  # unless it ends by itself
         try:
             _check(self._streams, context)
-            for wire in self._servicer.generate_specs(_counted(requests, call), context):
-                self._check_size(wire, context)
+            answers = self._servicer.generate_specs(_counted(requests, call), context, call)
+            for wire in answers:
+                if len(wire) > self._max_message_bytes:
+                    self._refuse(wire, context)
                 call.response_bytes += len(wire)
                 yield wire
             if context.is_active():
@@ -140,27 +144,23 @@ class Calls:
         finally:
             self._end(call, code)
 
-    def _check_size(self, wire: bytes, context: grpc.ServicerContext) -> None:
-        if len(wire) > self._max_message_bytes:
-            abort(context, status_of(TooLarge(len(wire), self._max_message_bytes)))
+    def _refuse(self, wire: bytes, context: grpc.ServicerContext) -> NoReturn:
+        abort(context, status_of(TooLarge(len(wire), self._max_message_bytes)))
 
     def _begin(self, method: str, context: grpc.ServicerContext) -> CallRecord:
+        call = CallRecord(method, began=time.perf_counter())
         metadata = context.invocation_metadata()
-        request_id = ""
         for key, value in metadata:
             if key == "x-request-id":
-                request_id = _one_word(str(value))
-        if not request_id and (self._log_lines or self._tracer):
-            request_id = f"{getrandbits(64):016x}"
-        call = CallRecord(
-            method=method,
-            peer=context.peer() if self._log_lines else "",
-            caller=_caller(context) if self._named_callers else "",
-            request_id=request_id,
-            span=self._tracer.begin(method, metadata) if self._tracer else None,
-            began=time.perf_counter(),
-        )
-        current_call.set(call)
+                call.request_id = _one_word(str(value))
+        if self._log_lines or self._tracer:
+            call.request_id = call.request_id or f"{getrandbits(64):016x}"
+        if self._log_lines:
+            call.peer = context.peer()
+        if self._named_callers:
+            call.caller = _caller(context)
+        if self._tracer:
+            call.span = self._tracer.begin(method, metadata)
         return call
 
     def _end(self, call: CallRecord, code: grpc.StatusCode) -> None:
@@ -187,9 +187,7 @@ def _one_word(request_id: str) -> str:
 
 
 def _in(pool: CallPool, behavior: Any) -> Any:
-    def in_pool(request: Any, context: grpc.ServicerContext) -> Any:
-        return behavior(request, context)
-
+    in_pool = partial(behavior)  # which takes attributes, as a bound method does not
     in_pool.experimental_thread_pool = pool  # type: ignore[attr-defined]  # gRPC looks for it
     return in_pool
 

@@ -59,11 +59,14 @@ class Status(NamedTuple):
     violations: list[Violation]
 
 
-def status_of(error: Exception) -> Status:
-    """Return the status for an exception; one that is not in the table is logged, and INTERNAL."""
+def status_of(error: Exception, request_id: str = "") -> Status:
+    """Return the status for an exception; one that is not in the table is logged, and INTERNAL.
+
+    ``request_id`` is that of the call, for the line in the log.
+    """
     code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), None)
     if code is None:
-        logger.error("unexpected error", exc_info=error)
+        logger.error("unexpected error", exc_info=error, extra={"request_id": request_id})
         return Status(grpc.StatusCode.INTERNAL, "internal error; the server's log has more", [])
     if not isinstance(error, InvalidRequest | Denied):
         return Status(code, str(error), [])

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from .stats import CallRecord, current_call
+from .stats import CallRecord
 
 __all__ = ["LogFormat", "call_lines", "configure_logging", "listening"]
 
@@ -31,8 +31,8 @@ def configure_logging(format_: LogFormat, level: str) -> None:
 class _HumanFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = f"{_time(record.created)} {record.levelname.lower()}: {record.getMessage()}"
-        if (call := current_call.get()) and call.request_id:
-            line += f" request_id={call.request_id}"
+        if request_id := getattr(record, "request_id", ""):
+            line += f" request_id={request_id}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
@@ -44,8 +44,8 @@ class _JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             "logger": record.name,
         }
-        if (call := current_call.get()) and call.request_id:
-            line["request_id"] = call.request_id
+        if request_id := getattr(record, "request_id", ""):
+            line["request_id"] = request_id
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return msgspec.json.encode(line).decode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -24,7 +25,7 @@ from .generate import generate_wire
 from .policy import Policy
 from .spec import Request, SpecOptions, UnreadableMessage, least_size
 from .spec.wire import delimited, head, view_of
-from .stats import current_call
+from .stats import CallRecord
 
 __all__ = ["SERVICE_NAME", "SpecServicer"]
 
@@ -57,36 +58,40 @@ class SpecServicer:
         self, request: BuildRequest | bytes, context: grpc.ServicerContext
     ) -> SpecJSON:
         """Answer with the spec of one build."""
-        return SpecJSON.FromString(self.generate_spec(_wire(request), context))
+        call = CallRecord("GenerateSpec")
+        return SpecJSON.FromString(self.generate_spec(_wire(request), context, call))
 
     def GenerateSpecs(  # noqa: N802
         self, requests: Iterator[GenerateSpecsRequest | bytes], context: grpc.ServicerContext
     ) -> Iterator[GenerateSpecsResponse]:
         """Answer each message with one result for each build in it."""
-        answers = self.generate_specs(map(_wire, requests), context)
+        answers = self.generate_specs(map(_wire, requests), context, CallRecord("GenerateSpecs"))
         return map(GenerateSpecsResponse.FromString, answers)
 
-    def generate_spec(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-        """GenerateSpec, on wire forms."""
+    def generate_spec(
+        self, request: bytes, context: grpc.ServicerContext, call: CallRecord
+    ) -> bytes:
+        """GenerateSpec, on wire forms; ``call`` gets to know of the build."""
         try:
-            return generate_wire(request, self._options_of(context), admit=self._admit)
+            options = self._options_of(context)
+            return generate_wire(request, options, admit=partial(self._admit, call))
         except Exception as error:
-            status = status_of(error)
+            status = status_of(error, call.request_id)
         abort(context, status)
 
     def generate_specs(
-        self, requests: Iterator[bytes], context: grpc.ServicerContext
+        self, requests: Iterator[bytes], context: grpc.ServicerContext, call: CallRecord
     ) -> Iterator[bytes]:
-        """GenerateSpecs, on wire forms."""
+        """GenerateSpecs, on wire forms; ``call`` gets to know of each build."""
         try:
             defaults = self._options_of(context)
             for request in requests:
-                yield b"".join(self._results(request, defaults, context))
+                yield b"".join(self._results(request, defaults, context, call))
             return
         except Exception as error:
             if not context.is_active():
                 return  # the caller left, and gRPC ends its requests with an error
-            status = status_of(error)
+            status = status_of(error, call.request_id)
         abort(context, status)
 
     def _options_of(self, context: grpc.ServicerContext) -> SpecOptions:
@@ -95,10 +100,8 @@ class SpecServicer:
             self._policy.check_overrides(options, self._options, METADATA_KEY)
         return options
 
-    def _admit(self, request: Request, options: SpecOptions) -> None:
-        call = current_call.get()
-        if call:
-            call.builds.append(len(request.input_names))
+    def _admit(self, call: CallRecord, request: Request, options: SpecOptions) -> None:
+        call.builds.append(len(request.input_names))
         self._policy.check(request, options, self._options)
         # a long inputs_dir stands in each mount again: see to it before, not after
         size = least_size(request)
@@ -106,7 +109,11 @@ class SpecServicer:
             raise TooLarge(size, self._max_message_bytes)
 
     def _results(
-        self, wire: bytes, defaults: SpecOptions, context: grpc.ServicerContext
+        self,
+        wire: bytes,
+        defaults: SpecOptions,
+        context: grpc.ServicerContext,
+        call: CallRecord,
     ) -> Iterator[bytes]:
         """Yield what, joined, is the response to one message: head and result, for each."""
         try:
@@ -124,22 +131,26 @@ class SpecServicer:
         for build_request in view.requests[:]:
             if not context.is_active():
                 return  # nobody waits for the rest
-            result = _error_result(refused) if refused else self._result(build_request, options)
+            if refused:
+                result = _error_result(refused, call)
+            else:
+                result = self._result(build_request, options, call)
             if size + len(result) > self._max_message_bytes:
-                result = _error_result(TooLarge(size + len(result), self._max_message_bytes))
+                result = _error_result(TooLarge(size + len(result), self._max_message_bytes), call)
             size += len(result)
             yield head(_RESULTS, len(result))
             yield result
 
-    def _result(self, build_request: bytes, options: SpecOptions) -> bytes:
+    def _result(self, build_request: bytes, options: SpecOptions, call: CallRecord) -> bytes:
         try:
-            return delimited(_SPEC, generate_wire(build_request, options, admit=self._admit))
+            spec = generate_wire(build_request, options, admit=partial(self._admit, call))
         except Exception as error:
-            return _error_result(error)
+            return _error_result(error, call)
+        return delimited(_SPEC, spec)
 
 
-def _error_result(error: Exception) -> bytes:
-    status = status_of(error)
+def _error_result(error: Exception, call: CallRecord) -> bytes:
+    status = status_of(error, call.request_id)
     violations = [
         FieldViolation(field=v.field, description=v.description) for v in status.violations
     ]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
-from contextvars import ContextVar
 from typing import Any
 
 import msgspec
@@ -22,7 +21,6 @@ __all__ = [
     "CallRecord",
     "CallStats",
     "Distribution",
-    "current_call",
 ]
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
@@ -34,10 +32,10 @@ class CallRecord(msgspec.Struct, gc=False):
     """One call, as it ended."""
 
     method: str
-    peer: str
-    caller: str
+    peer: str = ""
+    caller: str = ""
     """The name in the caller's certificate, with mTLS."""
-    request_id: str
+    request_id: str = ""
     """Its caller's name for it, or ours, where it is logged or traced."""
     span: Any = None
     """What traces it, if anything does."""
@@ -51,10 +49,6 @@ class CallRecord(msgspec.Struct, gc=False):
     response_bytes: int = 0
     builds: list[int] = []
     """How many inputs each of its builds had."""
-
-
-current_call: ContextVar[CallRecord | None] = ContextVar("current_call", default=None)
-"""The call that this thread is answering, while it does."""
 
 
 class Distribution(msgspec.Struct):
