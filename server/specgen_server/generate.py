@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 
-from specgen.v1.specgen_pb2 import Diagnostic, OutputPath, ScratchDir, SpecJSON
+from specgen.v1.specgen_pb2 import Diagnostic, ScratchDir, SpecJSON
 from tvix.build.protos.build_pb2 import BuildRequest
 
 from .spec import Diagnostic as Finding
@@ -20,7 +20,7 @@ from .spec import (
 from .spec.memo import Memo
 from .spec.request import KNOWN_SANDBOXES, LARGEST_SANDBOX, Sandbox
 from .spec.template import spec_json
-from .spec.wire import delimited, head
+from .spec.wire import head
 
 __all__ = ["generate", "generate_wire"]
 
@@ -61,18 +61,15 @@ def generate_wire(
         admit(request, options)
     json = spec_json(request, options)
     fields = [head(_JSON, len(json)), json, _scratch_dirs[request.sandbox]]
+    outputs = SpecJSON()
     for output in request.outputs:
-        path = delimited(_PATH, output.path.encode())
-        bundle_path = delimited(_BUNDLE_PATH, output_path(output).encode())
-        fields.append(delimited(_OUTPUT_PATHS, path + bundle_path))
+        outputs.output_paths.add(path=output.path, bundle_path=output_path(output))
+    fields.append(outputs.SerializeToString())
     fields += map(_diagnostic, diagnose(request, options))
     return b"".join(fields)
 
 
 _JSON = SpecJSON.JSON_FIELD_NUMBER
-_OUTPUT_PATHS = SpecJSON.OUTPUT_PATHS_FIELD_NUMBER
-_PATH = OutputPath.PATH_FIELD_NUMBER
-_BUNDLE_PATH = OutputPath.BUNDLE_PATH_FIELD_NUMBER
 
 
 def _make_scratch_dirs(sandbox: Sandbox) -> bytes:

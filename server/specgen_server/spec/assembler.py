@@ -20,11 +20,14 @@ _ROOT = oci.Root("root", readonly=True)
 
 
 def least_size(request: Request) -> int:
-    """Return a size, in bytes, that the spec's JSON has at least."""
-    a_mount = len('{"destination":"","type":"none","source":"","options":["rbind","rw"]},')
-    scratch = sum(map(len, request.scratch_paths)) + len(request.scratch_paths) * a_mount
-    inputs = len(request.input_names) * (a_mount + len(request.inputs_dir))
-    return scratch + inputs + request.wire_size // 4
+    """Return a size, in bytes, that the mounts in the spec's JSON have at least."""
+    sandbox = request.sandbox
+    inputs = len(request.input_names)
+    mounts = len(sandbox.scratch_paths) + inputs
+    return mounts * _A_MOUNT + inputs * len(sandbox.inputs_dir)
+
+
+_A_MOUNT = len('{"destination":"/","type":"none","source":"","options":["rbind","rw"]},')
 
 
 def make_spec(request: Request, options: SpecOptions) -> oci.Spec:

@@ -54,7 +54,7 @@ CODES: tuple[str, ...] = get_args(Code)
 """Every code there is, as docs/diagnostics.md lists them."""
 
 
-class Diagnostic(msgspec.Struct, frozen=True):
+class Diagnostic(msgspec.Struct, frozen=True, cache_hash=True):
     """Why a valid spec will not run as it stands."""
 
     code: Code
@@ -622,7 +622,13 @@ def _is_plain(request: Request) -> bool:
         or "/" not in request.command_args[0]
     ):
         return False
-    return not any(_may_be_long(output.path) for output in request.outputs)
+    for output in request.outputs:
+        path = output.path
+        if path == output.scratch or len(path) > _NAME_BYTES or not path.isascii():
+            return False
+        if _input_above(request, path) is not None:
+            return False
+    return True
 
 
 _OF_ODD_REQUESTS: frozenset[_Check] = frozenset(
@@ -632,6 +638,7 @@ _OF_ODD_REQUESTS: frozenset[_Check] = frozenset(
         _symlink_inputs,
         _many_mounts,
         _long_paths,
+        _outputs,
         _additional_files,
     )
 )
@@ -674,7 +681,7 @@ def _checks_for(key: tuple[Sandbox, SpecOptions]) -> _Checks:
         _private_tmp: (bool(ro_paths) or "tmp" in tops) and not options.rootless,
         _many_mounts: len(ro_paths) >= _MANY_MOUNTS,
         _long_paths: any(map(_may_be_long, (working_dir, *places, *ro_paths))),
-        _outputs: True,
+        _outputs: bool(ro_paths),
         _additional_files: False,
     }
     return _Checks(

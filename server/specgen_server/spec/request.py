@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
 
 import msgspec
@@ -48,10 +49,20 @@ class Input(msgspec.Struct, frozen=True):
 
 
 class EnvVar(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """An environment variable; ``entry`` is ``KEY=value``."""
+    """An environment variable."""
 
     key: str
-    entry: str
+    json: bytes
+    """``KEY=value`` as JSON, which is all that most builds want of it."""
+
+    @property
+    def entry(self) -> str:
+        """``KEY=value``."""
+        return _entry(self.json)
+
+
+_entry = msgspec.json.Decoder(str).decode
+_entry_json = msgspec.json.Encoder().encode
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -165,8 +176,61 @@ def read_request(message: BuildRequest | bytes) -> Request:
         view = _View.FromString(wire)
     except DecodeError:
         raise UnreadableMessage(BuildRequest.DESCRIPTOR.full_name) from None
+    return _read_sound(view, len(wire)) or _read_any(view, len(wire))
 
-    # A slice is a list of the elements, in half the time that list() takes for it.
+
+def _read_sound(view: Any, size: int) -> Request | None:
+    """Return the request if no rule is broken and no input is a symlink: true of nearly all.
+
+    It asks of each list as a whole what ``_read_any`` asks of its elements one by one, and
+    all in one function: what runs once a call finds the processor's caches full of gRPC,
+    so that each function costs a server about a microsecond. With 60 inputs a server takes
+    20 us less for a call than with a function for each field.
+    """
+    elements = view.inputs[:]  # a slice is a list, in half the time that list() takes for it
+    args = view.command_args[:]
+    paths = view.outputs[:]
+    try:
+        sandbox = _known_sandboxes[
+            view.working_dir,
+            view.inputs_dir,
+            tuple(view.scratch_paths[:]),
+            tuple(view.constraints[:]),
+        ]
+        names = [*map(_known_inputs.__getitem__, elements)]
+        environment = [*map(_known_env_vars.__getitem__, view.environment_vars[:])]
+        files = view.additional_files
+        additional_files = _sound_files(files, sandbox.scratch) if files else []
+    except (InvalidRequest, _OddElement):
+        return None
+    keys = [*map(_key_of, environment)]
+    above = sandbox.scratch.nearest_above(paths)
+    if (
+        names != sorted(names)
+        or len(set(names)) != len(names)
+        or keys != sorted(keys)
+        or paths != sorted(paths)
+        or not all_clean(paths)
+        or None in above
+        or not args
+        or "\0" in "".join(args)
+    ):
+        return None
+    return Request(
+        sandbox=sandbox,
+        input_names=names,
+        input_elements=elements,
+        symlinks=[],
+        command_args=args,
+        outputs=[Output(path, scratch or "") for path, scratch in zip(paths, above)],
+        environment=environment,
+        additional_files=additional_files,
+        wire_size=size,
+    )
+
+
+def _read_any(view: Any, size: int) -> Request:
+    """Return the request, or raise InvalidRequest with all that is wrong."""
     violations = Violations()
     sandbox = _sandbox(view, violations)
     elements = view.inputs[:]
@@ -180,7 +244,7 @@ def read_request(message: BuildRequest | bytes) -> Request:
         outputs=_outputs(view.outputs[:], sandbox.scratch, violations),
         environment=_environment(view.environment_vars[:], violations),
         additional_files=_additional_files(view.additional_files, sandbox.scratch, violations),
-        wire_size=len(wire),
+        wire_size=size,
     )
     violations.raise_if_any(order=_field_number)
     return request
@@ -304,7 +368,7 @@ def _env_var(element: bytes) -> EnvVar:
         value = message.value.decode()
     except UnicodeDecodeError as error:  # stricter: tvix panics
         problems.append((".value", f"must be UTF-8, is not at byte {error.start}"))
-    env_var = EnvVar(key, f"{key}={value}")
+    env_var = EnvVar(key, _entry_json(f"{key}={value}"))
     if problems:
         raise _OddElement(*problems, read=env_var)
     return env_var
@@ -404,14 +468,21 @@ def _additional_files(
     files: Sequence[BuildRequest.AdditionalFile], scratch: Roots, violations: Violations
 ) -> list[AdditionalFile]:
     """Their paths MUST be clean relative paths, and sorted. Stricter: none MUST be empty."""
-    if not files:
-        return []
     paths = [file.path for file in files]
     _paths("additional_files", paths, violations, within=".path")
     return [
         AdditionalFile(file.path, file.contents, above)
         for file, above in zip(files, scratch.nearest_above(paths))
     ]
+
+
+def _sound_files(
+    files: Sequence[BuildRequest.AdditionalFile], scratch: Roots
+) -> list[AdditionalFile]:
+    violations = Violations()
+    additional_files = _additional_files(files, scratch, violations)
+    violations.raise_if_any()
+    return additional_files
 
 
 # --- what the rules share -------------------------------------------------------------
@@ -468,10 +539,6 @@ def _elements(
 
     Returns them, and the indices of those that are odd and break no rule.
     """
-    try:
-        return list(map(known.__getitem__, elements)), []
-    except _OddElement:
-        pass  # once more, slowly, for all that is wrong or to be noted
     read: list[T] = []
     noted = []
     for i, element in enumerate(elements):
@@ -495,9 +562,12 @@ def _size_of(parts: _SandboxParts) -> int:
     return len(working_dir) + len(inputs_dir) + of_paths + sum(map(len, constraints))
 
 
+_key_of = attrgetter("key")
+
 _KNOWN = 16_384  # some 10 MiB of each; more than the inputs of a large closure
-_known_inputs = Memo(_input_name, limit=_KNOWN, longest=512)
-_known_env_vars = Memo(_env_var, limit=_KNOWN, longest=512)
+_LONGEST = 8_192  # bytes; above are the texts of whole phases, which no other build shares
+_known_inputs = Memo(_input_name, limit=_KNOWN, longest=_LONGEST)
+_known_env_vars = Memo(_env_var, limit=_KNOWN, longest=_LONGEST)
 _known_sandboxes = Memo(
     _read_sandbox, limit=KNOWN_SANDBOXES, longest=LARGEST_SANDBOX, size=_size_of
 )

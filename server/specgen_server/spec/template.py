@@ -9,6 +9,7 @@ too, by their names, since builds share most of them. No rule of the spec is wri
 from __future__ import annotations
 
 from functools import lru_cache
+from operator import attrgetter
 
 import msgspec
 
@@ -36,10 +37,13 @@ def spec_json(request: Request, options: SpecOptions) -> bytes:
             template.before_args,
             oci.encode(request.command_args),
             template.before_env,
-            oci.encode([env_var.entry for env_var in request.environment]),
+            b",".join(map(_json_of, request.environment)),
             template.after_env,
         )
     )
+
+
+_json_of = attrgetter("json")
 
 
 class _Template(msgspec.Struct, frozen=True, gc=False):
@@ -62,14 +66,14 @@ def _make_template(key: tuple[Sandbox, SpecOptions]) -> _Template:
         symlinks=[],
         command_args=[_ARG],
         outputs=[],
-        environment=[EnvVar("", _ENTRY)],
+        environment=[EnvVar("", oci.encode(_ENTRY))],
         additional_files=[],
         wire_size=0,
     )
     json = oci.encode(make_spec(marked, options))
     before_inputs, rest = json.split(_with_comma(input_mount(sandbox.inputs_dir, _INPUT)))
     before_args, rest = rest.split(oci.encode([_ARG]))
-    before_env, after_env = rest.split(oci.encode([_ENTRY]))
+    before_env, after_env = rest.split(oci.encode(_ENTRY))
     return _Template(before_inputs, before_args, before_env, after_env)
 
 
@@ -95,6 +99,5 @@ def _input_mounts(inputs_dir: str) -> Memo[str, bytes]:
     return Memo(
         lambda name: _with_comma(input_mount(inputs_dir, name)),
         limit=_KNOWN_INPUTS,
-        longest=_LARGEST_MOUNT,
-        size=lambda name: len(inputs_dir) + len(name),  # both are in each that is kept
+        longest=_LARGEST_MOUNT - len(inputs_dir),  # which is in each that is kept
     )
