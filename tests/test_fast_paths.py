@@ -5,9 +5,10 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
+import msgspec
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support import MODES, bulk_cases
 from test_properties import ALL_OPTIONS, DIRTY, PATHS, changed_requests, requests
@@ -23,6 +24,7 @@ from specgen.v1.specgen_pb2 import (
 from specgen_server.generate import generate_wire
 from specgen_server.spec import (
     InvalidRequest,
+    Request,
     SpecOptions,
     diagnose,
     diagnostics,
@@ -36,6 +38,7 @@ from specgen_server.spec import request as request_module
 from specgen_server.spec.paths import Roots, _nearest_by_sweep, all_clean, path_problems
 from specgen_server.spec.wire import delimited, head
 from tvix.build.protos.build_pb2 import BuildRequest
+from tvix.castore.protos.castore_pb2 import Node
 
 # --- the answer, put together from pieces of wire form --------------------------------
 
@@ -132,6 +135,36 @@ def test_what_is_known_of_all_inputs(request: BuildRequest) -> None:
     assert [input_.kind for input_ in read.inputs] == kinds
     assert read.symlinks == [i for i, kind in enumerate(kinds) if kind == "symlink"]
     assert read.input_names == [input_.name for input_ in read.inputs]
+
+
+@given(requests() | changed_requests())
+@example(BuildRequest(command_args=["a"], inputs=[Node(symlink={"name": b"n", "target": b"t"})]))
+def test_sound_requests_are_read_as_any(message: BuildRequest) -> None:
+    """And the others are those with something to say of them."""
+    read: list[Any] = []
+
+    def read_any(*args: Any) -> Any:
+        read.append(args)
+        return read_any_itself(*args)
+
+    read_any_itself = request_module._read_any
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(request_module, "_read_any", read_any)
+        try:
+            request = read_request(message)
+        except InvalidRequest:
+            assert read
+            return
+        assert bool(read) == bool(request.symlinks)
+        patch.setattr(request_module, "_read_sound", lambda *_: None)
+        assert _all_of(read_request(message)) == _all_of(request)
+
+
+def _all_of(request: Request) -> list[Any]:
+    """Return all that is in a request; environment variables know no equality of their own."""
+    fields = msgspec.structs.asdict(request)
+    environment = [(env_var.key, env_var.json) for env_var in fields.pop("environment")]
+    return [*fields.items(), environment]
 
 
 @given(st.binary(max_size=4) | st.integers(250, 260).map(lambda size: b"n" * size))
