@@ -27,7 +27,7 @@ from servers import resident, running_server
 
 from specgen.v1 import specgen_pb2
 from specgen_server.service import SpecServicer
-from specgen_server.spec import mounts, request
+from specgen_server.spec import request, template
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 ALLOWED = {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT}
@@ -108,7 +108,7 @@ def in_process(messages: int, rng: random.Random) -> tuple[Counter[grpc.StatusCo
     # At their own limits the memos would fill for millions of messages yet, and a leak would
     # not show beside that; at these they are full when the second half begins.
     request._known_inputs._limit = request._known_env_vars._limit = 500
-    mounts._KNOWN_INPUTS = 500
+    template._KNOWN_INPUTS = 500
     codes: Counter[grpc.StatusCode] = Counter()
     codes += _send(send, messages // 2, rng)
     before = resident("self")

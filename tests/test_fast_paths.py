@@ -35,6 +35,7 @@ from specgen_server.spec import (
     scratch_path,
 )
 from specgen_server.spec import request as request_module
+from specgen_server.spec.memo import Memo, forget_all
 from specgen_server.spec.paths import Roots, _nearest_by_sweep, all_clean, path_problems
 from specgen_server.spec.wire import delimited, head
 from tvix.build.protos.build_pb2 import BuildRequest
@@ -180,6 +181,43 @@ def test_clean_together_if_each_is(paths: list[str]) -> None:
 @given(st.lists(PATHS, max_size=4), st.lists(PATHS, max_size=6))
 def test_few_roots_tried_one_by_one(roots: list[str], paths: list[str]) -> None:
     assert Roots(roots).nearest_above(paths) == _nearest_by_sweep(paths, roots)
+
+
+# --- what is remembered ---------------------------------------------------------------
+
+
+def test_large_keys_count_more() -> None:
+    memo: Memo[str, str] = Memo(str.upper, limit=8, longest=10_000)
+
+    for letter in "abcdefgh":
+        memo[letter * 1024]  # counts five times
+    assert list(memo._older) == ["e" * 1024, "f" * 1024]
+    assert list(memo) == ["g" * 1024, "h" * 1024]
+
+
+def test_more_keys_than_a_memo_holds_leave_it_as_it_is() -> None:
+    memo: Memo[str, str] = Memo(str.upper, limit=2, longest=10)
+
+    assert [*map(memo.over("ab"), "ab")] == ["A", "B"]
+    assert [*map(memo.over("cde"), "cde")] == ["C", "D", "E"]
+    assert dict(memo) == {"a": "A", "b": "B"}
+    assert not memo._older
+
+
+def test_a_request_of_more_inputs_than_are_remembered() -> None:
+    """It gets the same spec, and the others stay known."""
+    forget_all()
+    small = bulk_cases()[0].request
+    generate_wire(small, SpecOptions())
+    known = dict(request_module._known_inputs)
+    large = BuildRequest.FromString(small)
+    del large.inputs[:]
+    for i in range(request_module._KNOWN + 1):
+        large.inputs.add(directory={"name": f"{i:05}".encode(), "digest": bytes(32)})
+
+    plain = plain_answer(large, SpecOptions()).SerializeToString()
+    assert generate_wire(large, SpecOptions()) == plain
+    assert dict(request_module._known_inputs) == known
 
 
 # --- diagnostics ----------------------------------------------------------------------

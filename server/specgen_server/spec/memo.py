@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -58,6 +58,13 @@ class Memo(dict[K, V]):
             self._held += 1 + size // self._COUNTS_ONCE
             self[key] = value
         return value
+
+    def over(self, keys: Sequence[K]) -> Callable[[K], V]:
+        """Return what to map over so many keys: the plain function, if they are more than it holds.
+
+        None of them would be known the next time, nor anything else that is now.
+        """
+        return self.__getitem__ if len(keys) <= self._limit else self._function
 
     def forget(self) -> None:
         """Hold nothing."""

@@ -39,7 +39,7 @@ class Root(msgspec.Struct, frozen=True):
     readonly: bool
 
 
-class Mount(msgspec.Struct, frozen=True, omit_defaults=True):
+class Mount(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A mount; a relative source is relative to the bundle."""
 
     destination: str

@@ -202,8 +202,9 @@ def _read_sound(view: Any, of_sandbox: _SandboxParts, size: int) -> Request | No
     paths = view.outputs[:]
     try:
         sandbox = _known_sandboxes[of_sandbox]
-        names = [*map(_known_inputs.__getitem__, elements)]
-        environment = [*map(_known_env_vars.__getitem__, view.environment_vars[:])]
+        names = [*map(_known_inputs.over(elements), elements)]
+        variables = view.environment_vars[:]
+        environment = [*map(_known_env_vars.over(variables), variables)]
         files = view.additional_files
         additional_files = _sound_files(files, sandbox.scratch) if files else []
     except (InvalidRequest, _OddElement):
@@ -533,13 +534,14 @@ def _elements(
 
     Returns them, and the indices of those that are odd and break no rule.
     """
+    read_one = known.over(elements)
     read: list[T] = []
     noted = []
     for i, element in enumerate(elements):
         if violations.full:
             break
         try:
-            read.append(known[element])
+            read.append(read_one(element))
         except _OddElement as odd:
             for field_within, description in odd.problems:
                 violations.add(f"{field}[{i}]{field_within}", description)
