@@ -74,8 +74,8 @@ def main() -> int:
             wire.load_rows(rounds, seconds, peer),
         )
         table(
-            "(b) workers, 60 inputs, 16 in flight, the load on the same cores",
-            ("server", "calls/s", "p50 ms", "p99 ms", "ratio"),
+            "(b) workers, 60 inputs over tcp, the load on the same cores",
+            ("in flight", "server", "calls/s", "p50 ms", "p99 ms", "ratio"),
             wire.worker_rows(rounds, seconds),
         )
 

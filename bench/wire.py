@@ -40,6 +40,7 @@ HERE = Path(__file__).parent
 # HTTP/2 windows of 16 MiB: gRPC's clients grow theirs as needed, h2load's stay at 64 KiB
 WIDE = ("-w", "24", "-W", "24")
 BULK_STREAMS = 4
+IN_FLIGHT = (1, 16, 64)
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ def load_rows(rounds: int, seconds: float, peer: Target | None) -> list[tuple[st
                     check(target, [*sized[:3], *corpus.closures()[:3]])
                 for name, wires in (("60 inputs", sized), ("real closures", corpus.closures())):
                     bodies = [_framed(wire) for wire in wires]
-                    for in_flight in (1, 16, 64):
+                    for in_flight in IN_FLIGHT:
                         results = _compared(
                             targets, bodies, in_flight=in_flight, rounds=rounds, seconds=seconds
                         )
@@ -252,13 +253,17 @@ def worker_rows(rounds: int, seconds: float) -> list[tuple[str, ...]]:
         pinned("--workers", "2", cpus=every) as two,
     ):
         targets = [Target("one worker", one.address), Target("two workers", two.address)]
-        results = _compared(targets, bodies, in_flight=16, rounds=rounds, seconds=seconds)
-    one_worker = _rates(results["one worker"])
-    rows = []
-    for name, loads in results.items():
-        calls, p50, p99 = _medians(loads)
-        ratio = _ratio(_rates(loads), one_worker)
-        rows.append((name, f"{calls:.0f}", f"{p50:.2f}", f"{p99:.2f}", f"{ratio:.2f}"))
+        rows = []
+        for in_flight in IN_FLIGHT:
+            results = _compared(
+                targets, bodies, in_flight=in_flight, rounds=rounds, seconds=seconds
+            )
+            one_worker = _rates(results["one worker"])
+            for name, loads in results.items():
+                calls, p50, p99 = _medians(loads)
+                ratio = _ratio(_rates(loads), one_worker)
+                figures = (f"{calls:.0f}", f"{p50:.2f}", f"{p99:.2f}", f"{ratio:.2f}")
+                rows.append((str(in_flight), name, *figures))
     return rows
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
 from itertools import islice
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support import MODES, bulk_cases
+from support import MODES, InvalidCase, bulk_cases, invalid_cases
 from test_properties import ALL_OPTIONS, DIRTY, PATHS, changed_requests, requests
 
 from specgen.v1.specgen_pb2 import (
@@ -26,6 +28,7 @@ from specgen_server.spec import (
     InvalidRequest,
     Request,
     SpecOptions,
+    UnreadableMessage,
     diagnose,
     diagnostics,
     make_spec,
@@ -142,23 +145,37 @@ def test_what_is_known_of_all_inputs(request: BuildRequest) -> None:
 @example(BuildRequest(command_args=["a"], inputs=[Node(symlink={"name": b"n", "target": b"t"})]))
 def test_sound_requests_are_read_as_any(message: BuildRequest) -> None:
     """And the others are those with something to say of them."""
-    read: list[Any] = []
+    try:
+        request = read_any(message)
+    except InvalidRequest:
+        assert read_sound(message) is None
+        return
+    sound = read_sound(message)
+    assert (sound is None) == bool(request.symlinks)
+    if sound is not None:
+        assert _all_of(sound) == _all_of(request)
 
-    def read_any(*args: Any) -> Any:
-        read.append(args)
-        return read_any_itself(*args)
 
-    read_any_itself = request_module._read_any
+@pytest.mark.parametrize("case", invalid_cases(), ids=lambda case: case.name)
+def test_no_invalid_request_is_sound(case: InvalidCase) -> None:
+    with contextlib.suppress(UnreadableMessage):
+        assert read_sound(case.request) is None
+
+
+def read_sound(message: BuildRequest | bytes) -> Request | None:
+    """Read a request by the short way alone."""
+    return _read_without("_read_any", message)
+
+
+def read_any(message: BuildRequest | bytes) -> Request:
+    """Read a request by the long way alone."""
+    return _read_without("_read_sound", message)
+
+
+def _read_without(way: str, message: BuildRequest | bytes) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(request_module, "_read_any", read_any)
-        try:
-            request = read_request(message)
-        except InvalidRequest:
-            assert read
-            return
-        assert bool(read) == bool(request.symlinks)
-        patch.setattr(request_module, "_read_sound", lambda *_: None)
-        assert _all_of(read_request(message)) == _all_of(request)
+        patch.setattr(request_module, way, lambda *_: None)
+        return read_request(message)
 
 
 def _all_of(request: Request) -> list[Any]:
@@ -247,10 +264,16 @@ PLACES = st.sampled_from(
 def odd_sandboxes(draw: st.DrawFn) -> BuildRequest:
     """Draw a valid request whose paths lie where checks look."""
     request = draw(requests())
+    request.command_args[0] = draw(st.sampled_from(["/bin/sh", "sh"]))
     request.working_dir = draw(PLACES)
     request.inputs_dir = draw(PLACES | st.just(""))
     del request.outputs[:], request.scratch_paths[:]
     request.scratch_paths.extend(sorted(draw(st.sets(PLACES, max_size=3))))
+    if request.scratch_paths:
+        inputs = [input_.name for input_ in read_request(request).inputs]
+        below = st.sampled_from(["", "/out", "/é" * 130, *(f"/{name}" for name in inputs)])
+        outputs = st.builds(operator.add, st.sampled_from(request.scratch_paths), below)
+        request.outputs.extend(sorted(draw(st.lists(outputs, max_size=2))))
     if draw(st.booleans()):
         request.constraints.system = "s"
         ro_paths = {f"/{path}" for path in draw(st.sets(PLACES, max_size=2))}

@@ -6,17 +6,26 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import grpc
 import pytest
-from support import RunningServer, build_request, large_request, running_server
+from hypothesis import given
+from support import RunningServer, build_request, file, large_request, running_server
 from test_drain import OpenStream
+from test_properties import requests
 from test_workers import wait_until
 
 from specgen.v1.specgen_pb2_grpc import SpecServiceStub
 from specgen_client import CallFailed, SpecClient
+from specgen_server import generate
+from specgen_server.service import SpecServicer
+from specgen_server.spec import SpecOptions, least_size, make_spec, oci, read_request
+from specgen_server.stats import CallRecord
+from tvix.build.protos.build_pb2 import BuildRequest
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -152,13 +161,58 @@ def test_messages_beyond_the_limit(tmp_path: Path) -> None:
         assert client.generate(build_request()).json
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param(
+            {"inputs_dir": "d" * 1000, "inputs": [file(f"{i:03}") for i in range(100)]},
+            id="long_inputs_dir",
+        ),
+        pytest.param({"scratch_paths": ["nix/store", "s" * 100_000]}, id="long_scratch_path"),
+        pytest.param(
+            {"scratch_paths": ["nix/store", *(f"s{i:03}" for i in range(1000))]},
+            id="many_scratch_paths",
+        ),
+        pytest.param(
+            {"environment_vars": [{"key": "a", "value": b"\x01" * 2_000_000}]}, id="long_variable"
+        ),
+    ],
+)
+def test_answers_beyond_the_limit_are_refused_before_they_are_made(
+    fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(*_: Any) -> bytes:
+        raise AssertionError
+
+    wire = build_request(**fields).SerializeToString()
+    monkeypatch.setattr(generate, "spec_json", made)
+    call = CallRecord("GenerateSpec")
+    servicer = SpecServicer(max_message_bytes=50_000)
+    context = Mock(invocation_metadata=tuple, abort=Mock(side_effect=ZeroDivisionError))
+
+    with pytest.raises(ZeroDivisionError):
+        servicer.generate_spec(wire, context, call)
+    code, details = context.abort.call_args.args
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "this server sends at most 50000" in details
+
+
+@given(requests())
+def test_no_answer_is_refused_that_is_within_the_limit(message: BuildRequest) -> None:
+    request = read_request(message)
+
+    assert least_size(request) <= len(oci.encode(make_spec(request, SpecOptions())))
+
+
 def test_an_expired_call_in_the_queue_costs_nothing_more(limited: RunningServer) -> None:
     with SpecClient(limited.address, timeout=10) as client:
         with grpc.insecure_channel(limited.address) as channel:
             stub = SpecServiceStub(channel)
             calls = [stub.GenerateSpec.future(build_request(), timeout=0.001) for _ in range(50)]
             for call in calls:
-                call.exception()
+                # grpcio's client loses one of some ten thousand such deadlines
+                with suppress(grpc.FutureTimeoutError):
+                    call.exception(timeout=1)
         assert client.generate(build_request()).json
 
 

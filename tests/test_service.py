@@ -699,6 +699,17 @@ def test_unexpected_error(caller_of_this_process: Caller, caplog: pytest.LogCapt
 
 
 @pytest.mark.usefixtures("broken")
+def test_the_line_of_an_unexpected_error_names_the_call(caplog: pytest.LogCaptureFixture) -> None:
+    with own_server() as (channel, _):
+        named = (("x-request-id", "build-17"),)
+        Socket(channel).unary(in_dir("broken"), named)
+        Socket(channel).bulk([GenerateSpecsRequest(requests=[in_dir("broken")])], named)
+
+    lines = [record for record in caplog.records if record.exc_info]
+    assert [getattr(line, "request_id", None) for line in lines] == ["build-17", "build-17"]
+
+
+@pytest.mark.usefixtures("broken")
 def test_bulk_unexpected_error_stays_in_its_place(
     caller_of_this_process: Caller, caplog: pytest.LogCaptureFixture
 ) -> None:

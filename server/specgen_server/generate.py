@@ -51,7 +51,7 @@ def generate_wire(
     *,
     admit: Callable[[Request, SpecOptions], None] | None = None,
 ) -> bytes:
-    """Return what ``generate`` does, in its wire form, never having been a message.
+    """Return what ``generate`` does, in its wire form.
 
     Field after field, it is put together from pieces, most of which were made for the
     builds before: half of what a message costs to make and to serialise.

@@ -29,7 +29,7 @@ BYTES = (1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 23, 1 << 26)
 
 
 class CallRecord(msgspec.Struct, gc=False):
-    """One call, as it ended."""
+    """One call: all that is known of it, once it has ended."""
 
     method: str
     peer: str = ""

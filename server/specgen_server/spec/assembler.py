@@ -20,14 +20,21 @@ _ROOT = oci.Root("root", readonly=True)
 
 
 def least_size(request: Request) -> int:
-    """Return a size, in bytes, that the mounts in the spec's JSON have at least."""
+    """Return a size, in bytes, that the spec's JSON has at least.
+
+    It counts what a small request can make much of, and what a large one has much of.
+    """
     sandbox = request.sandbox
     inputs = len(request.input_names)
     mounts = len(sandbox.scratch_paths) + inputs
-    return mounts * _A_MOUNT + inputs * len(sandbox.inputs_dir)
+    size = mounts * _A_MOUNT + sandbox.scratch_size + inputs * len(sandbox.inputs_dir)
+    if request.wire_size > _LARGE:
+        size += sum(len(env_var.json) for env_var in request.environment)
+    return size
 
 
 _A_MOUNT = len('{"destination":"/","type":"none","source":"","options":["rbind","rw"]},')
+_LARGE = 1 << 20
 
 
 def make_spec(request: Request, options: SpecOptions) -> oci.Spec:

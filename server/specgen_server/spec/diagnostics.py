@@ -624,9 +624,7 @@ def _is_plain(request: Request) -> bool:
         return False
     for output in request.outputs:
         path = output.path
-        if path == output.scratch or len(path) > _NAME_BYTES or not path.isascii():
-            return False
-        if _input_above(request, path) is not None:
+        if path == output.scratch or _may_be_long(path) or _input_above(request, path) is not None:
             return False
     return True
 

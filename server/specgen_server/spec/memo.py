@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from threading import Lock
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -44,6 +45,7 @@ class Memo(dict[K, V]):
         self._size: Callable[[K], int] = size
         self._older: dict[K, V] = {}
         self._held = 0
+        self._keeping = Lock()
 
     def __missing__(self, key: K) -> Any:
         value = self._older.get(key, _UNKNOWN)
@@ -51,26 +53,30 @@ class Memo(dict[K, V]):
             value = self._function(key)
         size = self._size(key)
         if size <= self._longest:
-            if self._held >= self._limit:
-                self._older = self.copy()
-                self.clear()
-                self._held = 0
-            self._held += 1 + size // self._COUNTS_ONCE
-            self[key] = value
+            with self._keeping:
+                if self._held >= self._limit:
+                    self._older = self.copy()
+                    self.clear()
+                    self._held = 0
+                self._held += 1 + size // self._COUNTS_ONCE
+                self[key] = value
         return value
 
     def over(self, keys: Sequence[K]) -> Callable[[K], V]:
-        """Return what to map over so many keys: the plain function, if they are more than it holds.
+        """Return what to map over these keys: the plain function, if they are more than it holds.
 
-        None of them would be known the next time, nor anything else that is now.
+        They would push out one another, and all that is known now.
         """
-        return self.__getitem__ if len(keys) <= self._limit else self._function
+        if len(keys) <= self._limit or len(set(keys)) <= self._limit:
+            return self.__getitem__
+        return self._function
 
     def forget(self) -> None:
         """Hold nothing."""
-        self.clear()
-        self._older = {}
-        self._held = 0
+        with self._keeping:
+            self.clear()
+            self._older = {}
+            self._held = 0
 
 
 _all_memos: WeakValueDictionary[int, Memo[Any, Any]] = WeakValueDictionary()

@@ -106,6 +106,8 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     constraints: Constraints
     scratch: Roots
     """The scratch paths again, to ask what lies under them."""
+    scratch_size: int
+    """How many characters are in the scratch paths."""
     size: int
     """About how many bytes are in it: whether to keep what is made of it."""
 
@@ -393,6 +395,7 @@ def _sandbox(parts: _SandboxParts, violations: Violations) -> Sandbox:
         scratch_paths=(),
         constraints=Constraints(),
         scratch=Roots(parts[2]),
+        scratch_size=0,
         size=_size_of(parts),
     )
 
@@ -406,6 +409,7 @@ def _read_sandbox(parts: _SandboxParts) -> Sandbox:
         scratch_paths=_paths("scratch_paths", scratch_paths, violations),
         constraints=_constraints(constraints, violations),
         scratch=Roots(scratch_paths),
+        scratch_size=sum(map(len, scratch_paths)),
         size=_size_of(parts),
     )
     violations.raise_if_any()
@@ -560,10 +564,10 @@ def _size_of(parts: _SandboxParts) -> int:
 
 _key_of = attrgetter("key")
 
-_KNOWN = 16_384  # some 10 MiB of each; more than the inputs of a large closure
-_LONGEST = 8_192  # bytes; above are the texts of whole phases, which no other build shares
-_known_inputs = Memo(_input_name, limit=_KNOWN, longest=_LONGEST)
-_known_env_vars = Memo(_env_var, limit=_KNOWN, longest=_LONGEST)
+_KNOWN = 16_384  # 8 to 15 MiB of each, twice; more than the inputs of a large closure
+_known_inputs = Memo(_input_name, limit=_KNOWN, longest=512)
+# above are the texts of whole phases, which no other build shares
+_known_env_vars = Memo(_env_var, limit=_KNOWN, longest=8_192)
 _known_sandboxes = Memo(
     _read_sandbox, limit=KNOWN_SANDBOXES, longest=LARGEST_SANDBOX, size=_size_of
 )

@@ -8,7 +8,6 @@ too, by their names, since builds share most of them. No rule of the spec is wri
 
 from __future__ import annotations
 
-from functools import lru_cache
 from operator import attrgetter
 
 import msgspec
@@ -33,7 +32,7 @@ def spec_json(request: Request, options: SpecOptions) -> bytes:
     return b"".join(
         (
             template.before_inputs,
-            *map(_input_mounts(request.sandbox.inputs_dir).over(names), names),
+            *map(_input_mounts[request.sandbox.inputs_dir].over(names), names),
             template.before_args,
             oci.encode(request.command_args),
             template.before_env,
@@ -88,16 +87,21 @@ _templates = Memo(
     size=lambda key: key[0].size,
 )
 
-_KNOWN_DIRS = 4
+_KNOWN_DIRS = 2
 _KNOWN_INPUTS = 16_384
 _LARGEST_MOUNT = 512
 
 
-@lru_cache(maxsize=_KNOWN_DIRS)
-def _input_mounts(inputs_dir: str) -> Memo[str, bytes]:
+def _mounts_into(inputs_dir: str) -> Memo[str, bytes]:
     """Return the JSON of mounts of inputs into a directory, by the input's name."""
     return Memo(
         lambda name: _with_comma(input_mount(inputs_dir, name)),
         limit=_KNOWN_INPUTS,
-        longest=_LARGEST_MOUNT - len(inputs_dir),  # which is in each that is kept
+        longest=_LARGEST_MOUNT,
+        size=lambda name: len(inputs_dir) + len(name),  # both are in each that is kept
     )
+
+
+_input_mounts: Memo[str, Memo[str, bytes]] = Memo(
+    _mounts_into, limit=_KNOWN_DIRS, longest=_LARGEST_MOUNT
+)
