@@ -45,7 +45,7 @@ class Memo(dict[K, V]):
         self._size: Callable[[K], int] = size
         self._older: dict[K, V] = {}
         self._held = 0
-        self._keeping = Lock()
+        self._beginning = Lock()
 
     def __missing__(self, key: K) -> Any:
         value = self._older.get(key, _UNKNOWN)
@@ -53,14 +53,18 @@ class Memo(dict[K, V]):
             value = self._function(key)
         size = self._size(key)
         if size <= self._longest:
-            with self._keeping:
-                if self._held >= self._limit:
-                    self._older = self.copy()
-                    self.clear()
-                    self._held = 0
-                self._held += 1 + size // self._COUNTS_ONCE
-                self[key] = value
+            if self._held >= self._limit:
+                self._begin_generation()
+            self._held += 1 + size // self._COUNTS_ONCE
+            self[key] = value
         return value
+
+    def _begin_generation(self) -> None:
+        with self._beginning:  # or two threads would, one after the other
+            if self._held >= self._limit:
+                self._older = self.copy()
+                self.clear()
+                self._held = 0
 
     def over(self, keys: Sequence[K]) -> Callable[[K], V]:
         """Return what to map over these keys: the plain function, if they are more than it holds.
@@ -73,10 +77,9 @@ class Memo(dict[K, V]):
 
     def forget(self) -> None:
         """Hold nothing."""
-        with self._keeping:
-            self.clear()
-            self._older = {}
-            self._held = 0
+        self.clear()
+        self._older = {}
+        self._held = 0
 
 
 _all_memos: WeakValueDictionary[int, Memo[Any, Any]] = WeakValueDictionary()
