@@ -46,13 +46,12 @@ def options_of_metadata(
         InvalidRequest: there is more than one entry, it is no SpecOptions in ProtoJSON, or
             the options that come of it cannot be.
     """
-    entry = None
-    for key, value in metadata:
-        if key == METADATA_KEY:
-            if entry is not None:
-                raise _refused("is given more than once: put all options into one entry")
-            entry = value
-    return defaults if entry is None else _options_of_json(entry, defaults)
+    entries = [value for key, value in metadata if key == METADATA_KEY]
+    if not entries:
+        return defaults
+    if len(entries) > 1:
+        raise _refused("is given more than once: put all options into one entry")
+    return _options_of_json(entries[0], defaults)
 
 
 @lru_cache(maxsize=128)  # a coordinator sends the same entry with every call

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from random import getrandbits
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 
@@ -115,8 +115,7 @@ class Calls:
         try:
             _check(self._unary, context)
             wire = self._servicer.generate_spec(request, context, call)
-            if len(wire) > self._max_message_bytes:
-                self._refuse(wire, context)
+            self._check_size(wire, context)
             call.response_bytes = len(wire)
         except BaseException:
             self._end(call, _code(context))
@@ -133,8 +132,7 @@ class Calls:
             _check(self._streams, context)
             answers = self._servicer.generate_specs(_counted(requests, call), context, call)
             for wire in answers:
-                if len(wire) > self._max_message_bytes:
-                    self._refuse(wire, context)
+                self._check_size(wire, context)
                 call.response_bytes += len(wire)
                 yield wire
             if context.is_active():
@@ -145,8 +143,9 @@ class Calls:
         finally:
             self._end(call, code)
 
-    def _refuse(self, wire: bytes, context: grpc.ServicerContext) -> NoReturn:
-        abort(context, status_of(TooLarge(len(wire), self._max_message_bytes)))
+    def _check_size(self, wire: bytes, context: grpc.ServicerContext) -> None:
+        if len(wire) > self._max_message_bytes:
+            abort(context, status_of(TooLarge(len(wire), self._max_message_bytes)))
 
     def _begin(self, method: str, context: grpc.ServicerContext) -> CallRecord:
         call = CallRecord(method, began=time.perf_counter())

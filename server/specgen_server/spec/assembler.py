@@ -24,10 +24,8 @@ def least_size(request: Request) -> int:
 
     It counts what a small request can make much of, and what a large one has much of.
     """
-    sandbox = request.sandbox
-    inputs = len(request.input_names)
-    mounts = len(sandbox.scratch_paths) + inputs
-    size = mounts * _A_MOUNT + sandbox.scratch_size + inputs * len(sandbox.inputs_dir)
+    scratch = sum(map(len, request.scratch_paths)) + len(request.scratch_paths) * _A_MOUNT
+    size = scratch + len(request.input_names) * (_A_MOUNT + len(request.inputs_dir))
     if request.wire_size > _LARGE:
         size += sum(len(env_var.json) for env_var in request.environment)
     return size

@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from tvix.build.protos.build_pb2 import BuildRequest
 from tvix.castore.protos.castore_pb2 import Node
 
+from . import oci
 from .memo import Memo
 from .paths import Roots, all_clean, path_problems
 from .violations import InvalidRequest, UnreadableMessage, Violation, Violations, quoted
@@ -62,7 +63,6 @@ class EnvVar(msgspec.Struct, frozen=True, eq=False, gc=False):
 
 
 _entry = msgspec.json.Decoder(str).decode
-_entry_json = msgspec.json.Encoder().encode
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -106,8 +106,6 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     constraints: Constraints
     scratch: Roots
     """The scratch paths again, to ask what lies under them."""
-    scratch_size: int
-    """How many characters are in the scratch paths."""
     size: int
     """About how many bytes are in it: whether to keep what is made of it."""
 
@@ -181,6 +179,7 @@ def read_request(message: BuildRequest | bytes) -> Request:
         view = _View.FromString(wire)
     except DecodeError:
         raise UnreadableMessage(BuildRequest.DESCRIPTOR.full_name) from None
+
     # A slice is a list of the elements, in half the time that list() takes for it.
     of_sandbox = (
         view.working_dir,
@@ -197,8 +196,7 @@ def _read_sound(view: Any, of_sandbox: _SandboxParts, size: int) -> Request | No
     It asks of each list as a whole what ``_read_any`` asks of its elements one by one, in
     half of the time: 15 us for 60 inputs instead of 28. And all in one function: what runs
     once a call finds the processor's caches full of gRPC, and takes several times as long
-    in a server as it does in a loop.
-    tests/test_fast_paths.py holds the two to each other.
+    in a server as it does in a loop. tests/test_fast_paths.py holds the two to each other.
     """
     elements = view.inputs[:]
     args = view.command_args[:]
@@ -376,7 +374,7 @@ def _env_var(element: bytes) -> EnvVar:
         value = message.value.decode()
     except UnicodeDecodeError as error:  # stricter: tvix panics
         problems.append((".value", f"must be UTF-8, is not at byte {error.start}"))
-    env_var = EnvVar(key, _entry_json(f"{key}={value}"))
+    env_var = EnvVar(key, oci.encode(f"{key}={value}"))
     if problems:
         raise _OddElement(*problems, read=env_var)
     return env_var
@@ -396,7 +394,6 @@ def _sandbox(parts: _SandboxParts, violations: Violations) -> Sandbox:
         scratch_paths=(),
         constraints=Constraints(),
         scratch=Roots(parts[2]),
-        scratch_size=0,
         size=_size_of(parts),
     )
 
@@ -410,7 +407,6 @@ def _read_sandbox(parts: _SandboxParts) -> Sandbox:
         scratch_paths=_paths("scratch_paths", scratch_paths, violations),
         constraints=_constraints(constraints, violations),
         scratch=Roots(scratch_paths),
-        scratch_size=sum(map(len, scratch_paths)),
         size=_size_of(parts),
     )
     violations.raise_if_any()
