@@ -26,8 +26,8 @@ import grpc_testing
 from servers import resident, running_server
 
 from specgen.v1 import specgen_pb2
-from specgen_server.service import SpecServicer
-from specgen_server.spec import request, template
+from specgen_core import request, template
+from specgen_server.rpc.service import SpecServicer
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 ALLOWED = {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT}

@@ -9,16 +9,16 @@ from functools import partial
 
 import corpus
 
-from specgen_server.generate import generate_wire
-from specgen_server.spec import (
+from specgen_core import (
     SpecOptions,
     diagnose,
     make_spec,
     oci,
     read_request,
 )
-from specgen_server.spec.memo import forget_all
-from specgen_server.spec.template import spec_json
+from specgen_core.answer import generate_wire
+from specgen_core.memo import forget_all
+from specgen_core.template import spec_json
 from tvix.build.protos.build_pb2 import BuildRequest
 
 __all__ = ["growth", "make_spec_rows"]

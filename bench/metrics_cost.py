@@ -17,7 +17,7 @@ os.environ["PROMETHEUS_MULTIPROC_DIR"] = _FILES.name  # read when prometheus_cli
 
 from prometheus_client import Counter, Histogram  # noqa: E402
 
-from specgen_server.stats import BYTES, SECONDS, CallRecord, CallStats  # noqa: E402
+from specgen_server.telemetry.stats import BYTES, SECONDS, CallRecord, CallStats  # noqa: E402
 
 CALLS = 50_000
 BATCH = 1_000  # what comes together in 0.2 s at 5000 calls a second

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import corpus
 import grpc
 
-from specgen_server.generate import generate
-from specgen_server.spec import SpecOptions
+from specgen_core import SpecOptions
+from specgen_core.answer import generate
 
 
 def main() -> None:

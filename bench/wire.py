@@ -25,8 +25,8 @@ import grpc
 from servers import Running, free_port, resident
 
 from specgen.v1.specgen_pb2 import GenerateSpecsRequest, GenerateSpecsResponse, SpecJSON
-from specgen_server.generate import generate
-from specgen_server.spec import SpecOptions
+from specgen_core import SpecOptions
+from specgen_core.answer import generate
 from tvix.build.protos.build_pb2 import BuildRequest
 
 __all__ = ["Target", "bulk_rows", "load_rows", "process_rows", "starvation_rows"]

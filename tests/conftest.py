@@ -12,7 +12,7 @@ import pytest
 from support import RunningServer, require, running_server
 
 from specgen.v1 import specgen_pb2
-from specgen_server.service import SpecServicer
+from specgen_server.rpc.service import SpecServicer
 
 __all__ = ["require"]
 

@@ -20,9 +20,9 @@ from support import RunningServer, build_request, file, golden_case, missing, re
 from specgen.v1.specgen_pb2 import SpecJSON
 from specgen_client import BundleError, write_bundle
 from specgen_client.cli import main
-from specgen_server.generate import generate
-from specgen_server.host_ids import NoSubordinateIds, all_own_ids, host_id_mappings
-from specgen_server.spec import IdMapping, SpecOptions, scratch_path
+from specgen_commands.host_ids import NoSubordinateIds, all_own_ids, host_id_mappings
+from specgen_core import IdMapping, SpecOptions, scratch_path
+from specgen_core.answer import generate
 from tvix.build.protos.build_pb2 import BuildRequest
 from tvix.castore.protos.castore_pb2 import Node
 

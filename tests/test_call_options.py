@@ -6,8 +6,8 @@ import pytest
 
 from specgen.v1.specgen_pb2 import IdMapping as IdMappingMessage
 from specgen.v1.specgen_pb2 import SpecOptions as SpecOptionsMessage
-from specgen_server.call_options import METADATA_KEY, options_of_message, options_of_metadata
-from specgen_server.spec import IdMapping, InvalidRequest, SpecOptions
+from specgen_core import IdMapping, InvalidRequest, SpecOptions
+from specgen_server.rpc.call_options import METADATA_KEY, options_of_message, options_of_metadata
 
 OWN = SpecOptions(sandbox_shell="/own", terminal=False, uid_mappings=(IdMapping(0, 7, 1),))
 

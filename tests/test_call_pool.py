@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from specgen_server import call_pool
-from specgen_server.call_pool import CallPool
+from specgen_server.rpc import call_pool
+from specgen_server.rpc.call_pool import CallPool
 
 SECONDS = 10.0
 

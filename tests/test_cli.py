@@ -19,8 +19,8 @@ from google.protobuf import json_format, text_format
 from support import RunningServer, build_request, golden_case, large_request
 
 from specgen_client.request_files import read_request_file
-from specgen_server.generate import generate
-from specgen_server.spec import IdMapping, SpecOptions
+from specgen_core import IdMapping, SpecOptions
+from specgen_core.answer import generate
 from tvix.build.protos.build_pb2 import BuildRequest
 
 SPECGEN = Path(sys.executable).with_name("specgen")

@@ -33,9 +33,9 @@ from specgen_client import (
     SpecClient,
     SpecgenError,
 )
-from specgen_server.generate import generate
-from specgen_server.spec import IdMapping as OwnIdMapping
-from specgen_server.spec import SpecOptions as OwnSpecOptions
+from specgen_core import IdMapping as OwnIdMapping
+from specgen_core import SpecOptions as OwnSpecOptions
+from specgen_core.answer import generate
 from tvix.build.protos.build_pb2 import BuildRequest
 
 SECONDS = 20.0

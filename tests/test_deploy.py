@@ -20,8 +20,8 @@ from google.protobuf import json_format
 from support import require_program
 
 from specgen_client.cli import main as specgen
-from specgen_server.cli import main as specgen_server
-from specgen_server.spec import read_request
+from specgen_core import read_request
+from specgen_server.process.cli import main as specgen_server
 from tvix.build.protos.build_pb2 import BuildRequest
 
 ROOT = Path(__file__).parent.parent

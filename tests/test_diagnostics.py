@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from support import GOLDEN_NAMES, build_request, bulk_cases, file, golden_case
 
-from specgen_server.spec import IdMapping, SpecOptions, diagnose, read_request
-from specgen_server.spec.diagnostics import CODES
+from specgen_core import IdMapping, SpecOptions, diagnose, read_request
+from specgen_core.diagnostics import CODES
 from tvix.castore.protos.castore_pb2 import Node
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "diagnostics.md"

@@ -31,8 +31,8 @@ from runtimes import (
 )
 from support import build_request
 
-from specgen_server.generate import generate
-from specgen_server.spec import SpecOptions, scratch_path
+from specgen_core import SpecOptions, scratch_path
+from specgen_core.answer import generate
 from tvix.build.protos.build_pb2 import BuildRequest
 
 ROOTFUL, USERNS, UNPRIVILEGED = Mode.ROOTFUL, Mode.USERNS, Mode.UNPRIVILEGED

@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from support import RunningServer
 
 from specgen_client import SpecClient
-from specgen_server.cli import main as specgen_server
-from specgen_server.metrics import Metrics
+from specgen_server.process.cli import main as specgen_server
+from specgen_server.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

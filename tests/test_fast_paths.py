@@ -23,8 +23,7 @@ from specgen.v1.specgen_pb2 import (
     SpecJSON,
     SpecResult,
 )
-from specgen_server.generate import generate_wire
-from specgen_server.spec import (
+from specgen_core import (
     InvalidRequest,
     Request,
     SpecOptions,
@@ -37,10 +36,11 @@ from specgen_server.spec import (
     read_request,
     scratch_path,
 )
-from specgen_server.spec import request as request_module
-from specgen_server.spec.memo import Memo, forget_all
-from specgen_server.spec.paths import Roots, _nearest_by_sweep, all_clean, path_problems
-from specgen_server.spec.wire import delimited, head
+from specgen_core import request as request_module
+from specgen_core.answer import generate_wire
+from specgen_core.memo import Memo, forget_all
+from specgen_core.paths import Roots, _nearest_by_sweep, all_clean, path_problems
+from specgen_core.wire import delimited, head
 from tvix.build.protos.build_pb2 import BuildRequest
 from tvix.castore.protos.castore_pb2 import Node
 

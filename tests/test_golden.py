@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from support import GOLDEN, GOLDEN_NAMES, MODES, bulk_cases, golden_case
 
-from specgen_server.generate import generate
-from specgen_server.spec import SpecOptions
+from specgen_core import SpecOptions
+from specgen_core.answer import generate
 
 BULK_SHELL = "/usr/lib/specgen/sandbox-shell"
 
@@ -94,8 +94,8 @@ ALL_BYTES = """
 import hashlib, sys
 sys.path.insert(0, sys.argv[1])
 from support import GOLDEN_NAMES, MODES, bulk_cases, golden_case
-from specgen_server.generate import generate
-from specgen_server.spec import SpecOptions
+from specgen_core.answer import generate
+from specgen_core import SpecOptions
 
 digest = hashlib.sha256()
 requests = [golden_case(name).request for name in GOLDEN_NAMES]

@@ -18,8 +18,8 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
 from support import RunningServer, build_request, golden_case, require_program
 
 from specgen.v1 import specgen_pb2
-from specgen_server.generate import generate
-from specgen_server.spec import SpecOptions
+from specgen_core import SpecOptions
+from specgen_core.answer import generate
 from tvix.build.protos.build_pb2 import BuildRequest
 
 SERVICES = [

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from specgen_server.host_ids import NoSubordinateIds, host_id_mappings
-from specgen_server.spec import IdMapping
+from specgen_commands.host_ids import NoSubordinateIds, host_id_mappings
+from specgen_core import IdMapping
 
 ENTRY = "alice:100000:65536\n"
 NOBODY = 65534

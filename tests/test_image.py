@@ -21,7 +21,7 @@ from support import build_request, require_program
 
 from specgen_client import SpecClient
 from specgen_client.cli import main as specgen
-from specgen_server.cli import main as specgen_server
+from specgen_server.process.cli import main as specgen_server
 
 ROOT = Path(__file__).parent.parent
 PORT = 50051

@@ -12,10 +12,10 @@ import pytest
 from google.rpc.code_pb2 import Code
 from support import InvalidCase, build_request, file, invalid_cases, names_field
 
-from specgen_server.errors import status_of
-from specgen_server.spec import InvalidRequest, UnreadableMessage, Violation, read_request
-from specgen_server.spec import paths as paths_module
-from specgen_server.spec.violations import quoted
+from specgen_core import InvalidRequest, UnreadableMessage, Violation, read_request
+from specgen_core import paths as paths_module
+from specgen_core.violations import quoted
+from specgen_server.rpc.errors import status_of
 from tvix.build.protos.build_pb2 import BuildRequest
 from tvix.castore.protos.castore_pb2 import Node
 

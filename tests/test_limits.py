@@ -21,10 +21,10 @@ from test_workers import wait_until
 
 from specgen.v1.specgen_pb2_grpc import SpecServiceStub
 from specgen_client import CallFailed, SpecClient
-from specgen_server import generate
-from specgen_server.service import SpecServicer
-from specgen_server.spec import SpecOptions, least_size, make_spec, oci, read_request
-from specgen_server.stats import CallRecord
+from specgen_core import SpecOptions, least_size, make_spec, oci, read_request
+from specgen_core import answer as generate
+from specgen_server.rpc.service import SpecServicer
+from specgen_server.telemetry.stats import CallRecord
 from tvix.build.protos.build_pb2 import BuildRequest
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from support import build_request
 
-from specgen_server.generate import generate
-from specgen_server.spec import IdMapping, InvalidRequest, SpecOptions
+from specgen_core import IdMapping, InvalidRequest, SpecOptions
+from specgen_core.answer import generate
 
 LAST_ID = 2**32 - 2
 MAPPED = SpecOptions(uid_mappings=(IdMapping(0, 1000, 1),), gid_mappings=(IdMapping(0, 100, 1),))

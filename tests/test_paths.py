@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from specgen_server.spec.paths import nearest_above, path_problems
+from specgen_core.paths import nearest_above, path_problems
 
 LEADING = "must be relative to the sandbox's root, without a leading slash"
 SLASH = "must not have a doubled or trailing slash"

@@ -11,8 +11,8 @@ from test_workers import start
 
 from specgen.v1.specgen_pb2 import SpecOptions as SpecOptionsMessage
 from specgen_client import RequestRefused, SpecClient, SpecgenError
+from specgen_core import SpecOptions, read_request
 from specgen_server.policy import Denied, Policy
-from specgen_server.spec import SpecOptions, read_request
 from tvix.castore.protos.castore_pb2 import Node
 
 EVERYTHING = {

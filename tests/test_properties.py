@@ -16,17 +16,17 @@ from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT4
 from support import GOLDEN_NAMES, OCI_SCHEMA, bulk_cases, golden_case, invalid_cases, require
 
-from specgen_server.call_options import METADATA_KEY, options_of_metadata
-from specgen_server.generate import generate
-from specgen_server.spec import (
+from specgen_core import (
     IdMapping,
     InvalidRequest,
     SpecOptions,
     UnreadableMessage,
     read_request,
 )
-from specgen_server.spec.memo import Memo, forget_all
-from specgen_server.spec.paths import nearest_above, path_problems
+from specgen_core.answer import generate
+from specgen_core.memo import Memo, forget_all
+from specgen_core.paths import nearest_above, path_problems
+from specgen_server.rpc.call_options import METADATA_KEY, options_of_metadata
 from tvix.build.protos.build_pb2 import BuildRequest
 from tvix.castore.protos.castore_pb2 import Node
 

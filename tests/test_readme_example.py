@@ -14,7 +14,7 @@ from runtimes import RUNC, Mode, require_runtime
 from support import require
 
 from specgen_client.request_files import read_request_file
-from specgen_server.spec import SpecOptions, diagnose, read_request
+from specgen_core import SpecOptions, diagnose, read_request
 from tvix.castore.protos.castore_pb2 import Directory
 
 ROOT = Path(__file__).parent.parent

@@ -25,7 +25,7 @@ from support import RunningServer, build_request, require, require_program
 
 from specgen.v1.specgen_pb2 import SpecJSON
 from specgen.v1.specgen_pb2_grpc import SpecServiceStub
-from specgen_server.spec import BUILD_GID, BUILD_UID
+from specgen_core import BUILD_GID, BUILD_UID
 from tvix.build.protos.build_pb2 import BuildRequest
 from tvix.castore.protos.castore_pb2 import Node
 

@@ -32,7 +32,7 @@ from runtimes import (
 )
 from support import build_request, file, require
 
-from specgen_server.spec import scratch_path
+from specgen_core import scratch_path
 from tvix.build.protos.build_pb2 import BuildRequest
 
 every_way = pytest.mark.parametrize(("runtime", "mode"), EVERY_WAY)

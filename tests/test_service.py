@@ -20,7 +20,7 @@ from google.rpc.error_details_pb2 import BadRequest
 from google.rpc.status_pb2 import Status
 from support import RunningServer, build_request, golden_case, large_request, running_server
 
-import specgen_server.service
+import specgen_server.rpc.service
 from specgen.v1.specgen_pb2 import (
     GenerateSpecsRequest,
     GenerateSpecsResponse,
@@ -29,12 +29,12 @@ from specgen.v1.specgen_pb2 import (
     SpecOptions,
 )
 from specgen.v1.specgen_pb2_grpc import SpecServiceStub
-from specgen_server.generate import generate, generate_wire
-from specgen_server.server import Server
-from specgen_server.service import SpecServicer
+from specgen_core import IdMapping as OwnIdMapping
+from specgen_core import SpecOptions as OwnSpecOptions
+from specgen_core.answer import generate, generate_wire
+from specgen_server.rpc.server import Server
+from specgen_server.rpc.service import SpecServicer
 from specgen_server.settings import Settings
-from specgen_server.spec import IdMapping as OwnIdMapping
-from specgen_server.spec import SpecOptions as OwnSpecOptions
 from tvix.build.protos.build_pb2 import BuildRequest
 
 UNARY = "/specgen.v1.SpecService/GenerateSpec"
@@ -622,7 +622,7 @@ def test_work_for_a_cancelled_stream_stops(monkeypatch: pytest.MonkeyPatch) -> N
         assert cancelled.wait(SECONDS)
         return generate_wire(request, options, **rest)
 
-    monkeypatch.setattr(specgen_server.service, "generate_wire", slow)
+    monkeypatch.setattr(specgen_server.rpc.service, "generate_wire", slow)
     with own_server() as (channel, server):
         chunk = GenerateSpecsRequest(requests=[build_request()] * 1000)
         call = SpecServiceStub(channel).GenerateSpecs(iter([chunk]), timeout=SECONDS)
@@ -673,7 +673,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
             raise ZeroDivisionError("a secret of the server")
         return generate_wire(request, options, **rest)
 
-    monkeypatch.setattr(specgen_server.service, "generate_wire", generate_or_fail)
+    monkeypatch.setattr(specgen_server.rpc.service, "generate_wire", generate_or_fail)
 
 
 INTERNAL = "internal error; the server's log has more"

@@ -21,8 +21,8 @@ from support import GOLDEN_NAMES, RunningServer, build_request, file, golden_cas
 
 from specgen_client.cli import main
 from specgen_client.show import sandbox_text
-from specgen_server.generate import generate
-from specgen_server.spec import IdMapping, SpecOptions, scratch_path
+from specgen_core import IdMapping, SpecOptions, scratch_path
+from specgen_core.answer import generate
 from tvix.build.protos.build_pb2 import BuildRequest
 
 QUIET = SpecOptions(rootless=False, terminal=False)

@@ -13,8 +13,8 @@ from google.protobuf.message_factory import GetMessageClass
 from support import GOLDEN_NAMES, golden_case
 
 from specgen.v1.specgen_pb2 import SpecJSON
-from specgen_server.generate import generate
-from specgen_server.spec import SpecOptions
+from specgen_core import SpecOptions
+from specgen_core.answer import generate
 from tvix.build.protos import build_pb2
 from tvix.castore.protos import castore_pb2
 

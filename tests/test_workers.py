@@ -104,7 +104,7 @@ def test_a_worker_that_keeps_dying_ends_the_server(
 ) -> None:
     # runs before all else in every Python below this directory, the workers' too
     (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys\nif 'specgen_server.worker' in sys.orig_argv:\n    os._exit(3)\n"
+        "import os, sys\nif 'specgen_server.process.worker' in sys.orig_argv:\n    os._exit(3)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     ended = start("--listen", "127.0.0.1:0", *TWO_WORKERS)

@@ -27,8 +27,8 @@ from pathlib import Path
 import msgspec
 
 from specgen.v1.specgen_pb2 import SpecJSON
-from specgen_server.spec import BUILD_GID, BUILD_UID, Request, input_path, oci, read_request
-from specgen_server.spec.paths import path_problems
+from specgen_core import BUILD_GID, BUILD_UID, Request, input_path, oci, read_request
+from specgen_core.paths import path_problems
 from tvix.build.protos.build_pb2 import BuildRequest
 
 from .host_checks import host_problems
@@ -55,7 +55,7 @@ def write_bundle(
     Args:
         request: what is to be built.
         directory: where to write it: a new directory, or one that is empty.
-        spec: what the service, or ``specgen_server.generate``, answered to the request.
+        spec: what the service, or ``specgen_core.answer``, answered to the request.
         inputs: a directory that holds the inputs, each under its name.
         copy_inputs: copy them, instead of making ``inputs/`` a link to that directory.
         force: replace the bundle that is in the directory. What else is in it stays.

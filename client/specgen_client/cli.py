@@ -15,10 +15,11 @@ from typing import Any, NoReturn
 import click
 
 from specgen.v1.specgen_pb2 import IdMapping, SpecJSON, SpecOptions
-from specgen_server.generate import generate
-from specgen_server.option_flags import spec_flags, spec_options
-from specgen_server.spec import InvalidRequest, oci, read_request
-from specgen_server.spec import SpecOptions as OptionsInProcess
+from specgen_commands.option_flags import spec_flags, spec_options
+from specgen_core import InvalidRequest, oci, read_request
+from specgen_core import SpecOptions as OptionsInProcess
+from specgen_core.answer import generate
+from specgen_core.text import printable
 from tvix.build.protos.build_pb2 import BuildRequest
 
 from .bundle import BundleError, write_bundle
@@ -31,7 +32,6 @@ from .client import (
     Tls,
 )
 from .files import write_whole
-from .printable import printable
 from .request_files import FORMATS, RequestFileError, read_request_file
 
 __all__ = ["main"]

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from specgen_server.spec import Request, oci
+from specgen_core import Request, oci
 
 __all__ = ["host_problems"]
 

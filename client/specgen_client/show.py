@@ -13,9 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from specgen.v1.specgen_pb2 import SpecJSON
-from specgen_server.spec import oci
-
-from .printable import printable
+from specgen_core import oci
+from specgen_core.text import printable
 
 __all__ = ["sandbox_text"]
 

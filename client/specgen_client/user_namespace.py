@@ -9,8 +9,8 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterable, Sequence
 
-from specgen_server.host_ids import NoSubordinateIds, all_own_ids
-from specgen_server.spec import IdMapping
+from specgen_commands.host_ids import NoSubordinateIds, all_own_ids
+from specgen_core import IdMapping
 
 __all__ = ["CannotMap", "chown_to_subordinate", "remove_as_subordinate"]
 

@@ -10,7 +10,7 @@ import os
 import pwd
 from pathlib import Path
 
-from .spec import BUILD_GID, BUILD_UID, IdMapping
+from specgen_core import BUILD_GID, BUILD_UID, IdMapping
 
 __all__ = ["NoSubordinateIds", "all_own_ids", "host_id_mappings"]
 

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 import click
 
+from specgen_core import IdMapping, InvalidRequest, SpecOptions
+
 from .host_ids import NoSubordinateIds, host_id_mappings
-from .spec import IdMapping, InvalidRequest, SpecOptions
 
 __all__ = ["spec_flags", "spec_options"]
 

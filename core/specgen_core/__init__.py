@@ -10,12 +10,12 @@ diagnostics::
 """
 
 from . import oci
-from .assembler import least_size, make_spec
 from .bundle import input_path, output_path, scratch_path
 from .diagnostics import Diagnostic, diagnose
 from .options import IdMapping, SpecOptions
 from .process import BUILD_GID, BUILD_UID
 from .request import AdditionalFile, Input, Output, Request, read_request
+from .spec import least_size, make_spec
 from .violations import InvalidRequest, UnreadableMessage, Violation
 
 __all__ = [

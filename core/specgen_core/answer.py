@@ -8,8 +8,8 @@ from functools import lru_cache
 from specgen.v1.specgen_pb2 import Diagnostic, ScratchDir, SpecJSON
 from tvix.build.protos.build_pb2 import BuildRequest
 
-from .spec import Diagnostic as Finding
-from .spec import (
+from . import Diagnostic as Finding
+from . import (
     Request,
     SpecOptions,
     diagnose,
@@ -17,10 +17,10 @@ from .spec import (
     read_request,
     scratch_path,
 )
-from .spec.memo import Memo
-from .spec.request import KNOWN_SANDBOXES, LARGEST_SANDBOX, Sandbox
-from .spec.template import spec_json
-from .spec.wire import head
+from .memo import Memo
+from .request import KNOWN_SANDBOXES, LARGEST_SANDBOX, Sandbox
+from .template import spec_json
+from .wire import head
 
 __all__ = ["generate", "generate_wire"]
 

@@ -13,11 +13,11 @@ from operator import attrgetter
 import msgspec
 
 from . import oci
-from .assembler import make_spec
 from .memo import Memo
 from .mounts import input_mount
 from .options import SpecOptions
 from .request import KNOWN_SANDBOXES, LARGEST_SANDBOX, EnvVar, Request, Sandbox
+from .spec import make_spec
 
 __all__ = ["spec_json"]
 

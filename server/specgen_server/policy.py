@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 import msgspec
 
-from .spec import Request, SpecOptions, Violation
+from specgen_core import Request, SpecOptions, Violation
 
 __all__ = ["Denied", "Policy"]
 

@@ -6,8 +6,9 @@ from typing import Literal
 
 import msgspec
 
+from specgen_core import SpecOptions
+
 from .policy import Policy
-from .spec import SpecOptions
 from .tls_files import TlsFiles
 
 __all__ = ["Settings"]

@@ -11,13 +11,14 @@ from typing import Any
 import click
 import msgspec
 
-from .addresses import AddressError, reserve, unix_path
-from .logs import configure_logging, listening
-from .option_flags import spec_flags, spec_options
-from .policy import Policy
+from specgen_commands.option_flags import spec_flags, spec_options
+
+from ..addresses import AddressError, reserve, unix_path
+from ..policy import Policy
+from ..settings import Settings
+from ..telemetry.logs import configure_logging, listening
+from ..tls_files import CredentialsError, TlsFiles
 from .reports import STOP_SIGNALS, Report
-from .settings import Settings
-from .tls_files import CredentialsError, TlsFiles
 
 __all__ = ["main"]
 
@@ -169,7 +170,7 @@ def _workers(asked: int | None, listen: tuple[str, ...]) -> int:
 
 def _run(settings: Settings) -> int:
     # what a supervisor does not need, it does not load
-    from .metrics import Metrics, serve_metrics
+    from ..telemetry.metrics import Metrics, serve_metrics
 
     shared = settings.workers > 1
     try:

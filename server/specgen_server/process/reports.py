@@ -6,7 +6,7 @@ import signal
 
 import msgspec
 
-from .stats import CallStats
+from ..telemetry.stats import CallStats
 
 __all__ = ["STOP_SIGNALS", "Report"]
 

@@ -17,11 +17,11 @@ import time
 
 import msgspec
 
-from .addresses import unix_path
-from .logs import listening
-from .metrics import Metrics
+from ..addresses import unix_path
+from ..settings import Settings
+from ..telemetry.logs import listening
+from ..telemetry.metrics import Metrics
 from .reports import STOP_SIGNALS, Report
-from .settings import Settings
 
 __all__ = ["supervise"]
 
@@ -50,7 +50,7 @@ class _Worker:
         """Start a process. It has a session of its own: Ctrl-C is for us to pass on."""
         self._serving_since = None
         process = self._process = subprocess.Popen(
-            [sys.executable, "-m", "specgen_server.worker"],
+            [sys.executable, "-m", "specgen_server.process.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,

@@ -1,6 +1,6 @@
 """One serving process: bind, serve, drain.
 
-Alone it is the whole server. A supervisor starts it as ``python -m specgen_server.worker``,
+Alone it is the whole server. A supervisor starts it as ``python -m specgen_server.process.worker``,
 and then it gets its settings on standard input, which also tells it, by ending, that the
 supervisor is gone; and on standard output it reports, a JSON line each, that it serves and
 what it has counted.
@@ -18,12 +18,12 @@ from collections.abc import Callable
 
 import msgspec
 
-from .calls import Accounts
-from .logs import configure_logging
+from ..rpc.calls import Accounts
+from ..rpc.server import Server
+from ..settings import Settings
+from ..telemetry.logs import configure_logging
+from ..telemetry.stats import CallStats
 from .reports import STOP_SIGNALS, Report
-from .server import Server
-from .settings import Settings
-from .stats import CallStats
 
 __all__ = ["serve"]
 

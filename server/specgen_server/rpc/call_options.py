@@ -9,8 +9,7 @@ from typing import Any
 from google.protobuf import json_format
 
 from specgen.v1.specgen_pb2 import SpecOptions as SpecOptionsMessage
-
-from .spec import IdMapping, InvalidRequest, SpecOptions, Violation
+from specgen_core import IdMapping, InvalidRequest, SpecOptions, Violation
 
 __all__ = ["METADATA_KEY", "options_of_message", "options_of_metadata"]
 

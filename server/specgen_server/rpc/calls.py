@@ -14,12 +14,12 @@ from typing import Any
 
 import grpc
 
+from ..telemetry.logs import LogFormat, call_lines
+from ..telemetry.stats import CallRecord, CallStats
+from ..telemetry.tracing import call_tracer
 from .call_pool import CallPool
 from .errors import Overloaded, TooLarge, abort, status_of
-from .logs import LogFormat, call_lines
 from .service import SERVICE_NAME, SpecServicer
-from .stats import CallRecord, CallStats
-from .tracing import call_tracer
 
 __all__ = ["Accounts", "Calls"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 
-from .tls_files import CredentialsError, TlsFiles
+from ..tls_files import CredentialsError, TlsFiles
 
 __all__ = ["server_credentials"]
 

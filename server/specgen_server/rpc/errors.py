@@ -10,8 +10,9 @@ from google.protobuf.any_pb2 import Any
 from google.rpc.error_details_pb2 import BadRequest
 from google.rpc.status_pb2 import Status as RpcStatus
 
-from .policy import Denied
-from .spec import InvalidRequest, UnreadableMessage, Violation
+from specgen_core import InvalidRequest, UnreadableMessage, Violation
+
+from ..policy import Denied
 
 __all__ = ["Overloaded", "Status", "TooLarge", "abort", "status_of"]
 

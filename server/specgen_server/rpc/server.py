@@ -9,15 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
-from .addresses import AddressError, unix_path
+from ..addresses import AddressError, unix_path
+from ..settings import Settings
+from ..telemetry.stats import CallRecord
 from .calls import Calls
 from .credentials import server_credentials
 from .health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from .health import Health
 from .reflection import add_reflection
 from .service import SERVICE_NAME, SpecServicer
-from .settings import Settings
-from .stats import CallRecord
 
 __all__ = ["Server"]
 

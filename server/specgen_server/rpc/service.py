@@ -17,15 +17,15 @@ from specgen.v1.specgen_pb2 import (
     SpecJSON,
     SpecResult,
 )
+from specgen_core import Request, SpecOptions, UnreadableMessage, least_size
+from specgen_core.answer import generate_wire
+from specgen_core.wire import delimited, head, view_of
 from tvix.build.protos.build_pb2 import BuildRequest
 
+from ..policy import Policy
+from ..telemetry.stats import CallRecord
 from .call_options import METADATA_KEY, options_of_message, options_of_metadata
 from .errors import TooLarge, abort, status_of
-from .generate import generate_wire
-from .policy import Policy
-from .spec import Request, SpecOptions, UnreadableMessage, least_size
-from .spec.wire import delimited, head, view_of
-from .stats import CallRecord
 
 __all__ = ["SERVICE_NAME", "SpecServicer"]
 

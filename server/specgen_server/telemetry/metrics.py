@@ -14,7 +14,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from .addresses import AddressError
+from ..addresses import AddressError
 from .stats import CallStats, Distribution
 
 __all__ = ["Metrics", "serve_metrics"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from .service import SERVICE_NAME
+from ..rpc.service import SERVICE_NAME
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer

@@ -1,0 +1,1 @@
+"""The gRPC service: its methods, and all that surrounds a call."""
