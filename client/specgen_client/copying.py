@@ -23,8 +23,8 @@ def write_inputs(request: Request, bundle: Path, inputs: Path | None, *, copy: b
     place.mkdir()
     place.chmod(0o755)
     if inputs is not None:
-        for input_ in request.inputs:
-            _copy_node(inputs / input_.name, place / input_.name)
+        for name in request.inputs:
+            _copy_node(inputs / name, place / name)
 
 
 def _copy_node(source: Path, target: Path) -> None:
