@@ -112,7 +112,7 @@ def _mount_in_input(build: Build) -> Findings:
     proven_by=("test_file_over_directory",),
 )
 def _file_over_directory(build: Build) -> Findings:
-    """The sandbox shell, a file of /etc or a file input lies where a directory must be."""
+    """The sandbox shell or a file of /etc lies where a directory must be."""
     layout = build.layout
     found = {}
     for file in layout.host_files:
@@ -121,15 +121,10 @@ def _file_over_directory(build: Build) -> Findings:
             if layout.place(n) == place and layout.kind(n) in ("scratch", "directory"):
                 found[layout.field(n)] = {"place": shown(place), "what": layout.what(file)}
     for path, directory_for, file_for in build.skeleton.conflicts:
-        if _is_mount(directory_for.field) and _is_mount(file_for.field):
+        if file_for.field.startswith("constraints.") and directory_for.field != "working_dir":
             place = shown(f"/{path.partition('/')[2]}") if path.startswith("root/") else "its place"
-            words = {"place": place, "what": file_for.what}
-            found.setdefault(directory_for.field or file_for.field, words)
+            found.setdefault(directory_for.field, {"place": place, "what": file_for.what})
     yield from found.items()
-
-
-def _is_mount(field: str) -> bool:
-    return field != "working_dir" and not field.startswith("additional_files")
 
 
 # --- what lies over the runtime's own mounts ------------------------------------------
