@@ -13,7 +13,7 @@ from specgen_core import InvalidRequest, SpecOptions, oci
 from specgen_core.paths import nearest_above, path_problems
 from specgen_core.reading import read_environment, read_inputs
 from specgen_core.violations import Violations
-from specgen_core.wire import head, view_of
+from specgen_core.wire import field_head, view_of
 from tvix.build.protos.build_pb2 import BuildRequest
 from tvix.castore.protos.castore_pb2 import Node
 
@@ -143,7 +143,7 @@ class Quick:
         )
         return b"".join(
             (
-                head(SpecJSON.JSON_FIELD_NUMBER, len(json)),
+                field_head(SpecJSON.JSON_FIELD_NUMBER, len(json)),
                 json,
                 frame.scratch_dirs,
                 written.SerializeToString(),

@@ -92,7 +92,7 @@ def make_frame(key: FrameKey, plain: Plain) -> Frame:
     except Exception:
         raise NotRoutineError from None
     read = read_request(marked)
-    if not _is_apart(read, key.options):
+    if answer.root_entries or not _is_apart(read, key.options):
         raise NotRoutineError
     mounts = b"".join(mount_pieces(key.inputs_dir, read.inputs))
     try:

@@ -9,7 +9,8 @@ from typing import Any
 from google.protobuf import json_format
 
 from specgen.v1.specgen_pb2 import SpecOptions as SpecOptionsMessage
-from specgen_core import IdMapping, InvalidRequest, SpecOptions, Violation
+from specgen_core import IdMapping, InvalidRequest, Nofile, Resources, SpecOptions, Violation
+from specgen_core.options import MOST_DEVICES, MOST_MAPPINGS
 
 __all__ = ["METADATA_KEY", "options_of_message", "options_of_metadata"]
 
@@ -26,14 +27,37 @@ def options_of_message(message: SpecOptionsMessage, defaults: SpecOptions) -> Sp
     def given(field: str) -> Any:
         return getattr(message, field) if message.HasField(field) else None
 
+    nofile, resources = given("nofile"), given("resources")
     return defaults.override(
         rootless=given("rootless"),
         sandbox_shell=given("sandbox_shell"),
         terminal=given("terminal"),
         cgroup_namespace=given("cgroup_namespace"),
-        uid_mappings=[IdMapping(m.container_id, m.host_id, m.size) for m in message.uid_mappings],
-        gid_mappings=[IdMapping(m.container_id, m.host_id, m.size) for m in message.gid_mappings],
+        uid_mappings=_mappings(message.uid_mappings),
+        gid_mappings=_mappings(message.gid_mappings),
+        profile=given("profile"),
+        nofile=nofile and Nofile(nofile.soft, nofile.hard),
+        drop_capabilities=given("drop_capabilities"),
+        tmp_mode=given("tmp_mode"),
+        devices=message.devices[: MOST_DEVICES + 1],
+        device_rules=given("device_rules"),
+        resources=resources
+        and Resources(
+            resources.memory_bytes,
+            resources.cpu_quota_us,
+            resources.cpu_period_us,
+            resources.pids,
+        ),
+        cgroups_path=given("cgroups_path"),
+        seccomp=given("seccomp"),
+        personality=given("personality"),
+        skeleton=given("skeleton"),
     )
+
+
+def _mappings(messages: Any) -> list[IdMapping]:
+    """Return id mappings; of too many, so few that they are still too many."""
+    return [IdMapping(m.container_id, m.host_id, m.size) for m in messages[: MOST_MAPPINGS + 1]]
 
 
 def options_of_metadata(
