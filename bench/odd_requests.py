@@ -30,6 +30,7 @@ ALL_OPTIONS += [
     SpecOptions().override(profile="nix"),
     SpecOptions().override(profile="nix", rootless=False, tmp_mode="700"),
     SpecOptions().override(profile="nix", seccomp="none", personality="none", skeleton=True),
+    SpecOptions(nofile=Nofile(24, 24), sandbox_shell="sh"),
     SpecOptions(
         rootless=False,
         nofile=Nofile(100, 200),

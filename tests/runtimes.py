@@ -58,6 +58,7 @@ TOOLS = (
     "rmdir",
     "sha256sum",
     "touch",
+    "uname",
 )
 
 

@@ -50,6 +50,11 @@ class Build:
         lain_in = {n for place in places for n in layout.over(place, layout.inputs)}
         return Skeleton(request, layout, sorted({*others, *layout.inputs[:1], *lain_in}))
 
+    @cached_property
+    def working_dir(self) -> str:
+        """Where the command starts, as an absolute path."""
+        return f"/{self.request.working_dir}"
+
     def may_use_tmp(self, bits: int) -> bool:
         """Whether the build's user, one of the others, has these bits of the mode of /tmp."""
         passes_by = self.options.rootless and not self.options.drop_capabilities
