@@ -7,7 +7,12 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["write_new", "write_whole"]
+__all__ = ["hidden_prefix", "write_new", "write_whole"]
+
+
+def hidden_prefix(name: str) -> str:
+    """Return how the name of what will be called ``name`` starts while it is being made."""
+    return f".{os.fsdecode(os.fsencode(name)[:200])}."  # names have at most 255 bytes
 
 
 def write_whole(name: str, contents: bytes) -> None:
@@ -23,7 +28,7 @@ def write_whole(name: str, contents: bytes) -> None:
         path.write_bytes(contents)  # a device or a pipe, such as /dev/stdout, cannot be replaced
         return
     mode = path.stat().st_mode & 0o777 if there else 0o666 & ~_umask()
-    fd, new = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:200]}.")
+    fd, new = tempfile.mkstemp(dir=path.parent, prefix=hidden_prefix(path.name))
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(contents)
