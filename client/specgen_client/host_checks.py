@@ -79,14 +79,19 @@ def _missing(mount: oci.Mount) -> str:
 
 
 _NOBODY = 65534
-_MEANT = (("root", 0, 0), ("build's user", BUILD_UID, BUILD_GID), ("nobody", _NOBODY, _NOBODY))
+_BUILD = "the build"
+_MEANT = (
+    ("root of the sandbox", 0, 0),
+    (_BUILD, BUILD_UID, BUILD_GID),
+    ("nobody of the sandbox", _NOBODY, _NOBODY),
+)
 
 
 def _borrowed_ids(spec: oci.Spec) -> Iterator[str]:
     """A user of the sandbox who is also one of this host can do there what that one can."""
     for who, uid, gid in _MEANT:
         owner = on_host(spec, uid, gid)
-        if owner is None or (who != "build's user" and not has_user_namespace(spec)):
+        if owner is None or (who != _BUILD and not has_user_namespace(spec)):
             continue
         try:
             name = pwd.getpwuid(owner[0]).pw_name
@@ -94,8 +99,8 @@ def _borrowed_ids(spec: oci.Spec) -> Iterator[str]:
             continue
         if owner[0] == 0 or owner[0] != os.geteuid():
             yield (
-                f"the sandbox's {who} is uid {owner[0]} of this host, {name}: a build can do what"
-                f" {name} can. Leave it to --id-mappings auto, with --rootless"
+                f"{who} is uid {owner[0]} of this host, {name}, and can do here what {name} can:"
+                " with --rootless --id-mappings auto it is nobody"
             )
 
 
