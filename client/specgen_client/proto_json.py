@@ -54,8 +54,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _prepare(value: Any, message: Descriptor, path: str) -> None:
     """Check the fields of a message, with all in them, and write bytes in one alphabet."""
+    if value is None:
+        return  # as if it were not there, but in a list, which json_format says
     if not isinstance(value, dict):
-        return  # json_format says so
+        raise json_format.ParseError(f"{path.rstrip('.')}: a message is an object in JSON")
     spelled: dict[str, str] = {}
     for key in value:
         field = message.fields_by_camelcase_name.get(key) or message.fields_by_name.get(key)
@@ -66,20 +68,31 @@ def _prepare(value: Any, message: Descriptor, path: str) -> None:
                 f"{path}{field.name} is given twice, as {other} and as {key}"
             )
         spelled[field.name] = key
-        for holder, at, shown in _elements(value, key, f"{path}{field.name}"):
+        for holder, at, shown in _elements(value, key, field, f"{path}{field.name}"):
             if field.message_type is not None:
                 _prepare(holder[at], field.message_type, f"{shown}.")
+            elif field.type == FieldDescriptor.TYPE_STRING and not _is_text(holder[at]):
+                raise json_format.ParseError(f"{shown}: a string is text in JSON")
             elif isinstance(holder[at], float) and not math.isfinite(holder[at]):
                 raise json_format.ParseError(f"{shown}: {holder[at]} is no number in JSON")
             elif field.type == FieldDescriptor.TYPE_BYTES and holder[at] is not None:
                 holder[at] = _bytes(holder[at], shown)
 
 
-def _elements(value: dict[str, Any], key: str, path: str) -> Iterator[tuple[Any, Any, str]]:
-    if isinstance(value[key], list):
-        yield from ((value[key], i, f"{path}[{i}]") for i in range(len(value[key])))
-    else:
+def _elements(
+    value: dict[str, Any], key: str, field: FieldDescriptor, path: str
+) -> Iterator[tuple[Any, Any, str]]:
+    """Yield where the values of a field are: what holds them, at which place, and their path."""
+    if not field.is_repeated:
         yield value, key, path
+    elif isinstance(value[key], list):
+        yield from ((value[key], i, f"{path}[{i}]") for i in range(len(value[key])))
+    elif value[key] is not None:
+        raise json_format.ParseError(f"{path}: a repeated field is a list in JSON")
+
+
+def _is_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
 
 
 def _bytes(value: Any, path: str) -> str:
