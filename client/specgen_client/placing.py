@@ -48,10 +48,7 @@ def new_contents(directory: Path, *, force: bool, admit: Callable[[int], None]) 
         force: replace the bundle that is in it.
         admit: is given the descriptor of ``directory``, and sets who may enter it.
     """
-    directory = directory.parent.resolve(strict=True) / directory.name
-    if directory.name in ("", ".."):
-        directory = directory.resolve()
-    parent = open_directory(directory.parent)
+    parent, directory = _opened_parent(directory)
     try:
         name = directory.name or "."  # of /
         if exists(parent, name):
@@ -70,6 +67,21 @@ def new_contents(directory: Path, *, force: bool, admit: Callable[[int], None]) 
             os.rename("bundle", name, src_dir_fd=shop, dst_dir_fd=parent)
     finally:
         os.close(parent)
+
+
+def _opened_parent(directory: Path) -> tuple[int, Path]:
+    """Return the directory above one that need not be there, and where that really lies."""
+    directory = directory.absolute()
+    if directory.name == "..":
+        fd = open_directory(directory)
+        directory = _really(fd)
+        os.close(fd)
+    parent = open_directory(directory.parent)
+    return parent, _really(parent) / directory.name
+
+
+def _really(fd: int) -> Path:
+    return Path(f"/proc/self/fd/{fd}").readlink()
 
 
 @contextlib.contextmanager
