@@ -539,7 +539,9 @@ def test_leftovers_that_stay(
         ),
         *(
             pytest.param(
-                {"uidMappings": [dict(zip(("containerID", "hostID", "size"), ids))]}, "ids"
+                {"uidMappings": [dict(zip(("containerID", "hostID", "size"), ids))]},
+                r"linux\.uidMappings\[0\] must have ids of 0 to 4294967294",
+                id=f"ids_{ids}",
             )
             for ids in ((0, -1, 1), (-1, 0, 1), (0, 0, 0), (0, 2**70, 1), (0, 2**32 - 2, 2))
         ),

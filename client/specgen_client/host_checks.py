@@ -132,10 +132,11 @@ def _out_of_reach(spec: oci.Spec, bundle: Path, sources: list[str]) -> Iterator[
     root = on_host(spec, 0, 0)
     if root is None or root[0] == os.geteuid() or not has_user_namespace(spec):
         return
-    if closed := _closed(str(bundle.parent), *root):
+    if closed := _closed(str(bundle), *root):
         yield (
-            f"{closed} is closed to the sandbox's root, uid {root[0]} of this host: runc and crun"
-            f" will fail. Write the bundle to a directory that everybody can enter"
+            f"{closed} is closed to the sandbox's root, uid {root[0]} of this host: runc"
+            " will fail (permission denied), crun not. Write the bundle to a directory that"
+            " everybody can enter"
         )
     unreached = sorted({closed for source in sources if (closed := _closed(source, *root))})
     if unreached:

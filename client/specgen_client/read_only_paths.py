@@ -29,8 +29,8 @@ def read_only_path_problems(sources: Iterable[str]) -> Iterator[str]:
         below = [str(path) for path in mounted if real in map(str, path.parents)]
         if below:
             yield (
-                f"{source} has other mounts below it: {_listed(below)}; a build can write to them"
-                " where their files let it, for only the uppermost mount becomes read-only"
+                f"{source} has other mounts below it: {_listed(below)}; runc, and mostly crun,"
+                " make only the uppermost one read-only, so a build may write to these"
             )
     sockets: dict[str, list[str]] = {}
     devices: dict[str, list[str]] = {}
