@@ -25,7 +25,7 @@ def decoded(json: str) -> oci.Spec:
     """
     try:
         spec = oci.decode(json)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise BundleError(f"the spec is no config.json of this service: {error}") from None
     for problem in _problems(spec):
         raise BundleError(f"the spec is no config.json of this service: {problem}")

@@ -90,7 +90,7 @@ class _Sandbox:
 
     def _namespaces(self) -> RenderableType:
         linux = self._spec.linux
-        own = [namespace.type for namespace in linux.namespaces]
+        own = [printable(namespace.type) for namespace in linux.namespaces]
         lines = [f"its own: {' '.join(own)}"]
         shared = [kind for kind in ("network", "cgroup", "user") if kind not in own]
         if shared:
@@ -129,7 +129,7 @@ class _Sandbox:
     def _diagnostics(self) -> RenderableType:
         lines = [
             Text.assemble(
-                (found.code, "bold red"),
+                (printable(found.code), "bold red"),
                 f"  {printable(found.field)}\n",
                 printable(found.message),
             )
