@@ -32,6 +32,8 @@ def write_whole(name: str, contents: bytes) -> None:
     if path.is_symlink():
         _check_link(path)
         path = Path(os.path.realpath(path))
+        if path.is_symlink():  # which leads to itself
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
     mode = path.stat().st_mode & 0o777 if there else 0o666 & ~_umask()
     fd, new = tempfile.mkstemp(dir=path.parent, prefix=hidden_prefix(path.name))
     try:
