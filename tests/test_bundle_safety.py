@@ -311,6 +311,46 @@ def test_what_is_not_written_leaves_the_directory_as_open_as_it_was(
     assert names(bundle) == set()
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        pytest.param([], "this user namespace has too few ids, see /proc/self/uid_map", id="auto"),
+        pytest.param(
+            ["--rootful"],
+            "this user namespace has too few ids, see /proc/self/uid_map and gid_map: the build's"
+            " uid 1000 or gid 100 is not among them",
+            id="rootful",
+        ),
+        pytest.param(
+            ["--uid-mapping", "0:300000:2000", "--gid-mapping", "0:400000:2000"],
+            "this user namespace has too few ids, see /proc/self/uid_map and gid_map: the build's"
+            " uid 301000 or gid 400100 is not among them",
+            id="mapped",
+        ),
+        pytest.param(
+            ["--uid-mapping", "0:300000:1", "--gid-mapping", "0:400000:1"],
+            "this user namespace has too few ids, see /proc/self/gid_map: the gid 400000 of the"
+            " sandbox's root is not among them (Invalid argument)",
+            id="root_mapped",
+        ),
+    ],
+)
+def test_root_of_a_container_with_few_ids(flags: list[str], said: str, tmp_path: Path) -> None:
+    require(os.geteuid() == 0, "root")
+    require(shutil.which("unshare"), "unshare")
+    specgen = Path(sys.executable).with_name("specgen")
+    done = subprocess.run(
+        ("unshare", "--user", "--map-root-user", specgen, "bundle", "-", tmp_path / "b", *flags),
+        input=build_request(inputs=[]).SerializeToString(),
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode in (1, 2)
+    assert done.stderr.decode().endswith(f"{said}\n")
+    assert names(tmp_path) == set()
+
+
 # --- what --force replaces --------------------------------------------------------------
 
 

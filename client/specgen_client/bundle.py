@@ -90,7 +90,6 @@ def _write_tree(tree: Tree, fd: int, owner: tuple[int, int] | None) -> None:
         if owner is None or error.errno != errno.EINVAL:
             raise
         raise BundleError(
-            f"the build's uid {owner[0]} or gid {owner[1]} of this host is not among the ids of"
-            " this user namespace, see /proc/self/uid_map: map others with --uid-mapping and"
-            " --gid-mapping"
+            "this user namespace has too few ids, see /proc/self/uid_map and gid_map: the"
+            f" build's uid {owner[0]} or gid {owner[1]} is not among them"
         ) from None

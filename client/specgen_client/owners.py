@@ -66,7 +66,13 @@ def close_to_others(directory: int, spec: oci.Spec) -> None:
     if root is None or root[0] == owner or not has_user_namespace(spec):
         return
     if os.geteuid() == 0:
-        give(directory, -1, root[1])
+        try:
+            os.fchown(directory, -1, root[1])
+        except OSError as error:
+            raise BundleError(
+                "this user namespace has too few ids, see /proc/self/gid_map: the gid"
+                f" {root[1]} of the sandbox's root is not among them ({error.strerror})"
+            ) from None
     else:
         try:
             chown_to_subordinate(owner, root[1], directory, only_itself=True)
@@ -76,17 +82,6 @@ def close_to_others(directory: int, spec: oci.Spec) -> None:
                 f" {root[1]}: {error}"
             ) from None
     os.fchmod(directory, 0o710)
-
-
-def give(directory: int, uid: int, gid: int) -> None:
-    """Change the owner of a directory, as root; raises BundleError for ids that are not there."""
-    try:
-        os.fchown(directory, uid, gid)
-    except OSError as error:
-        raise BundleError(
-            f"cannot give it to gid {gid}: {error.strerror}; /proc/self/gid_map says which ids this"
-            " host or container has"
-        ) from None
 
 
 def give_away(bundle: int, owner: tuple[int, int] | None, *, rootless: bool) -> Iterator[str]:
