@@ -293,6 +293,15 @@ def test_an_acl_lets_nobody_in(tmp_path: Path) -> None:
     assert [name for name in os.listxattr(tmp_path / "b") if "acl" in name] == []
 
 
+def test_everybodys_directory_stays_open(tmp_path: Path) -> None:
+    public = tmp_path / "tmp"
+    public.mkdir()
+    public.chmod(0o1777)
+    with pytest.raises(BundleError, match="it is everybody's, as /tmp is"):
+        write(public, force=True)
+    assert (stat.S_IMODE(public.stat().st_mode), names(public)) == (0o1777, set())
+
+
 def test_what_is_not_written_leaves_the_directory_as_open_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

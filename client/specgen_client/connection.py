@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
-import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,7 +128,7 @@ def connected(server: str, connection: Connection) -> Iterator[SpecClient]:
     except RequestRefused as error:
         raise refused(_violations(error)) from None
     except (ServerUnavailable, DeadlineExceeded) as error:
-        hint = "; it speaks TLS: try --tls" if tls is None and _speaks_tls(server, timeout) else ""
+        hint = "" if tls else _hint(server, timeout)
         raise Failed(f"no answer from {server}: {error.details}{hint}", NO_ANSWER) from None
     except SpecgenError as error:
         raise Failed(f"the server at {server} failed: {error}", NO_ANSWER) from None
@@ -141,50 +139,20 @@ def _tls(connection: Connection) -> Tls | None:
     ca, cert, key = connection["tls_ca"], connection["tls_cert"], connection["tls_key"]
     if (cert is None) != (key is None):
         raise click.UsageError("--tls-cert and --tls-key go together")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        if ca:
-            context.load_verify_locations(ca)
-    except ssl.SSLError as error:
-        raise Failed(f"--tls-ca: {ca} has no certificate in PEM: {_why(error)}", USAGE) from None
-    except OSError as error:
-        raise Failed(f"cannot read {ca}: {error.strerror}", USAGE) from None
-    try:
-        if cert and key:
-            context.load_cert_chain(cert, key, password=lambda: "")  # do not ask for it
-    except ssl.SSLError as error:
-        raise Failed(
-            f"--tls-cert, --tls-key: {cert} and {key} are no certificate in PEM with its key,"
-            f" unencrypted: {_why(error)}",
-            USAGE,
-        ) from None
-    except OSError as error:
-        raise Failed(f"cannot read {cert} or {key}: {error.strerror}", USAGE) from None
+    if ca or cert:
+        from .tls_probe import check_files  # ssl is slow to load, and few need it
+
+        check_files(ca, cert, key)
     return Tls(ca, cert, key) if connection["tls"] or ca or cert else None
 
 
-def _why(error: ssl.SSLError) -> str:
-    return (error.reason or str(error)).replace("_", " ").lower()
+def _hint(server: str, timeout: float) -> str:
+    """Return what may be wrong where a server gave no answer in plain text."""
+    from .tls_probe import speaks_tls
 
-
-def _speaks_tls(server: str, timeout: float) -> bool:
-    """Find out whether a server that gave no answer in plain text takes TLS."""
-    if server.startswith("unix:"):
-        return False  # it never does
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # nothing is sent, so it need not be who it should be
-    context.set_alpn_protocols(["h2"])
-    try:
-        with (
-            socket.create_connection(host_and_port(server), timeout=min(timeout, 2)) as plain,
-            context.wrap_socket(plain),
-        ):
-            return True
-    except ssl.SSLError as error:
-        return "ALERT" in (error.reason or "")  # said in TLS
-    except OSError:
-        return False
+    if server.startswith("unix:") or not speaks_tls(*host_and_port(server), timeout):
+        return ""
+    return "; it speaks TLS: try --tls"
 
 
 def _violations(error: RequestRefused) -> list[str]:

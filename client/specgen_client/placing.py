@@ -124,7 +124,10 @@ def _check_replaceable(fd: int, shown: Path, *, force: bool) -> None:
         raise FileExistsError(
             errno.EEXIST, "is not empty; --force replaces the bundle in it", str(shown)
         )
-    owner = os.fstat(fd).st_uid
+    status = os.fstat(fd)
+    owner = status.st_uid
+    if status.st_mode & stat.S_ISVTX and status.st_mode & stat.S_IWOTH:
+        raise BundleError("it is everybody's, as /tmp is: name a directory in it")
     if owner != os.geteuid():
         # who could put links in the place of what is being written, and lets in whom they like
         raise BundleError(
