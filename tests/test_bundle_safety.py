@@ -597,6 +597,12 @@ def test_leftovers_that_stay(
         pytest.param({"mount": {"source": "/a\0b"}}, r"source must not contain", id="source_nul"),
         pytest.param({"mount": {"destination": "/a\0b"}}, r"destination must not", id="place_nul"),
         pytest.param({"mount": {"destination": "/\ud800"}}, "surrogate|UTF-8", id="surrogate"),
+        *(
+            pytest.param({"mount": {"source": source}}, "which is no path in a bundle", id=source)
+            for source in ("scratch/../../x", "scratch/", "inputs/..", "scratch//x", "./scratch/x")
+        ),
+        pytest.param({"process.cwd": "build"}, r"process\.cwd must be absolute", id="cwd_relative"),
+        pytest.param({"process.cwd": ""}, r"process\.cwd must be absolute", id="cwd_empty"),
         pytest.param({"mounts": 5}, "Expected `array`", id="no_list"),
         pytest.param({"process.cwd": 2**70}, "Expected `str`", id="no_text"),
     ],

@@ -45,7 +45,7 @@ def write_inputs(
     try:
         if inputs is not None:
             source = open_directory(inputs)
-            names = [input_.name for input_ in request.inputs]
+            names = list(request.inputs)
             _Copy(progress).entries(source, target, names, inputs)
     finally:
         os.close(target)

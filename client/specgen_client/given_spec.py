@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import msgspec
 
 from specgen_core import oci
+from specgen_core.paths import path_problems
 
 from .bundle_error import BundleError
 
@@ -36,9 +37,14 @@ def _problems(spec: oci.Spec) -> Iterator[str]:
     if spec.root.path != "root":
         yield f"root.path must be root, is {spec.root.path[:60]}"
     yield from _no_path("process.cwd", spec.process.cwd)
+    if not spec.process.cwd.startswith("/"):
+        yield "process.cwd must be absolute"
     for i, mount in enumerate(spec.mounts):
         yield from _no_path(f"mounts[{i}].destination", mount.destination)
         yield from _no_path(f"mounts[{i}].source", mount.source)
+        in_bundle = mount.type == "none" and not mount.source.startswith("/")
+        if in_bundle and path_problems(mount.source):
+            yield f"mounts[{i}].source is {mount.source[:60]}, which is no path in a bundle"
         for option in mount.options:
             mode = option.removeprefix("mode=")
             if mount.type == "tmpfs" and mode != option and not _MODE.fullmatch(mode):

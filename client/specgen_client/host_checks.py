@@ -50,7 +50,7 @@ def host_problems(
     yield from _not_roots(bundle)
     sources = [mount.source for mount in binds]
     if inputs is not None and not copied:
-        sources += (str(inputs / name) for name in request.input_names)
+        sources += (str(inputs / name) for name in request.inputs)
     yield from _out_of_reach(spec, bundle, sources)
     if in_user_namespace and os.geteuid() == 0:
         yield from _length_of_sources(spec, bundle)
@@ -160,23 +160,23 @@ def _closed(path: str, uid: int, gid: int) -> str:
 
 
 def _inputs(request: Request, inputs: Path | None) -> Iterator[str]:
-    if not request.input_names:
+    if not request.inputs:
         return
     if inputs is None:
         yield (
-            f"inputs/ is empty: lay the {len(request.input_names)} inputs there, each under its "
+            f"inputs/ is empty: lay the {len(request.inputs)} inputs there, each under its "
             "name, before the build runs"
         )
         return
-    kinds = {input_.name: _kind(inputs / input_.name) for input_ in request.inputs}
+    kinds = {name: _kind(inputs / name) for name in request.inputs}
     missing = [name for name, kind in kinds.items() if not kind]
     if missing:
         more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
         yield f"not in {inputs}: {', '.join(missing[:_NAMED])}{more}: runc and crun will fail"
     other = [
-        input_.name
-        for input_ in request.inputs
-        if {input_.kind, kinds[input_.name]} == {"directory", "file"}
+        name
+        for name, kind in request.inputs.items()
+        if {kind, kinds[name]} == {"directory", "file"}
     ]
     if other:
         yield (
