@@ -66,6 +66,50 @@ def test_a_read_only_path_that_is_not_there(
     assert about(path, warnings(tmp_path, **ro_paths(path))) == [said]
 
 
+@pytest.mark.parametrize(
+    ("mode", "owner", "options", "can"),
+    [
+        pytest.param(0o700, (0, 0), {"rootless": False}, False, id="rootful_roots"),
+        pytest.param(0o755, (0, 0), {"rootless": False}, True, id="rootful_open"),
+        pytest.param(0o744, (0, 0), {"rootless": False}, False, id="rootful_not_to_be_entered"),
+        pytest.param(0o700, (1000, 0), {"rootless": False}, True, id="rootful_own"),
+        pytest.param(0o750, (0, 100), {"rootless": False}, True, id="rootful_own_group"),
+        pytest.param(0o700, (0, 0), {"ids": (0, 300_000, 2000)}, False, id="mapped_roots"),
+        pytest.param(0o750, (0, 300_100), {"ids": (0, 300_000, 2000)}, False, id="mapped_group"),
+        pytest.param(0o755, (0, 0), {"ids": (0, 300_000, 2000)}, True, id="mapped_open"),
+        pytest.param(0o0, (301_000, 300_100), {"ids": (0, 300_000, 2000)}, True, id="mapped_own"),
+        pytest.param(0o700, (0, 0), {}, False, id="not_mapped"),
+    ],
+)
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch], ids=["directory", "file"])
+def test_a_read_only_path_that_is_closed_to_the_build(
+    make: Callable[[Path], None],
+    mode: int,
+    owner: tuple[int, int],
+    options: dict[str, Any],
+    can: bool,
+    looked_at: Path,
+    tmp_path: Path,
+) -> None:
+    require(os.geteuid() == 0, "root")
+    path = looked_at / "ro"
+    make(path)
+    if path.is_file():
+        mode &= 0o666 if mode != 0o744 else 0o660
+    path.chmod(mode)
+    os.chown(path, *owner)
+    if ids := options.get("ids"):
+        options = {"uid_mappings": (IdMapping(*ids),), "gid_mappings": (IdMapping(*ids),)}
+    found = about(
+        path, warnings(tmp_path, SpecOptions(terminal=False, **options), **ro_paths(path))
+    )
+    said = (
+        f"{path} is closed to the build (mode {mode:o}, uid {owner[0]}, gid {owner[1]}): it will be"
+        " mounted, and the build cannot look at it"
+    )
+    assert found == ([] if can else [said])
+
+
 def bind(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(os.path.relpath(path))
@@ -74,6 +118,7 @@ def bind(path: Path) -> None:
 def device(path: Path) -> None:
     require(os.geteuid() == 0, "root")
     os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    path.chmod(0o666)
 
 
 @pytest.mark.parametrize(

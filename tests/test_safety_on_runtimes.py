@@ -186,6 +186,25 @@ def test_inputs_that_the_sandboxs_root_cannot_reach(
         assert "Permission denied" in outcome.output
 
 
+@pytest.mark.parametrize(
+    "runtime", [pytest.param(way.values[0], id=str(way.values[0])) for way in EVERY_WAY[::3]]
+)
+def test_a_read_only_path_that_this_user_may_not_look_at(
+    runtime: Runtime, closed: Path, lab: Lab
+) -> None:
+    require_runtime(runtime, Mode.UNPRIVILEGED)
+    (closed / "dir").mkdir()
+    path = closed / "dir"
+    bundle, said = written(lab, Mode.UNPRIVILEGED, requested(lab, "true", path))
+    assert (
+        f"warning: {path}, to be mounted at {path}, cannot be looked at by this user (Permission"
+        " denied): runc and crun will fail" in said
+    )
+    outcome = run(runtime, Mode.UNPRIVILEGED, bundle)
+    assert outcome.exit_code != 0
+    assert "permission denied" in outcome.output.lower()
+
+
 def test_how_to_remove_what_a_user_built(lab: Lab) -> None:
     require_runtime(RUNC, Mode.UNPRIVILEGED)
     text = "mkdir /build/d; touch /build/d/f; busybox chmod 0 /build/d"

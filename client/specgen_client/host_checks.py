@@ -45,7 +45,9 @@ def host_problems(
                 f"{mount.source} lies on a file system mounted {','.join(flags)}: runc 1.1 cannot "
                 "mount it into a user namespace (operation not permitted), crun can"
             )
-    yield from read_only_path_problems(request.constraints.available_ro_paths)
+    ro_paths = request.constraints.available_ro_paths
+    yield from (f"{path} {why}" for path in ro_paths if (why := _closed_to_build(path, spec)))
+    yield from read_only_path_problems(ro_paths)
     yield from _borrowed_ids(spec)
     yield from _not_roots(bundle)
     sources = [mount.source for mount in binds]
@@ -76,6 +78,33 @@ def _missing(mount: oci.Mount) -> str:
     else:
         return ""
     return f"{mount.source}, to be mounted at {mount.destination}, {why}: runc and crun will fail"
+
+
+def _closed_to_build(path: str, spec: oci.Spec) -> str:
+    """Return why a build cannot look at what is mounted; empty if it can.
+
+    In a user namespace it has CAP_DAC_OVERRIDE, which is good for what its ids own:
+    user_namespaces(7), "Interaction of user namespaces and other types of namespaces".
+    """
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return ""  # said already
+    mode = status.st_mode
+    needed = stat.S_IROTH | (stat.S_IXOTH if stat.S_ISDIR(mode) else 0)
+    if has_user_namespace(spec):
+        own = {ids for _, *both in _MEANT if (ids := on_host(spec, *both))}
+        uids, gids = {uid for uid, _ in own}, {gid for _, gid in own}
+        can = mode & needed == needed or (status.st_uid in uids and status.st_gid in gids)
+    else:
+        shift = 6 if status.st_uid == BUILD_UID else 3 if status.st_gid == BUILD_GID else 0
+        can = (mode >> shift) & needed == needed
+    if can:
+        return ""
+    return (
+        f"is closed to the build (mode {stat.S_IMODE(mode):o}, uid {status.st_uid}, gid"
+        f" {status.st_gid}): it will be mounted, and the build cannot look at it"
+    )
 
 
 _NOBODY = 65534
