@@ -20,7 +20,8 @@ from support import RunningServer, build_request, file, golden_case, missing, re
 from specgen.v1.specgen_pb2 import SpecJSON
 from specgen_client import BundleError, write_bundle
 from specgen_client.cli import main
-from specgen_commands.host_ids import NoSubordinateIds, all_own_ids, host_id_mappings
+from specgen_client.placing import MARKER
+from specgen_commands.host_ids import NoSubordinateIds, host_id_mappings
 from specgen_core import IdMapping, SpecOptions, scratch_path
 from specgen_core.answer import generate
 from tvix.build.protos.build_pb2 import BuildRequest
@@ -28,6 +29,7 @@ from tvix.castore.protos.castore_pb2 import Node
 
 IN_NAMESPACE = SpecOptions(terminal=False)
 ROOTFUL = SpecOptions(terminal=False, rootless=False)
+ENTRIES = {MARKER, "config.json", "inputs", "root", "scratch"}
 SHELL = {"system": "x86_64-linux", "provide_bin_sh": True}
 NETWORK = {"system": "x86_64-linux", "network_access": True}
 
@@ -92,6 +94,7 @@ def test_whole_bundle(tmp_path: Path) -> None:
     assert "127.0.0.1 localhost" in str(contents.pop("root/etc/hosts"))
     assert contents.pop("root/etc/nsswitch.conf") == "hosts: files dns\nservices: files\n"
     del contents["config.json"]
+    assert str(contents.pop(MARKER)).startswith("specgen-bundle: ")
     assert contents == {
         "inputs": None,
         "root/bin/sh": "",
@@ -116,6 +119,7 @@ def test_modes(tmp_path: Path) -> None:
         for path in tmp_path.rglob("*")
     }
     assert modes.pop("bundle/root/tmp") == 0o700  # as its mount has it: runc keeps this one
+    assert modes.pop("bundle") == 0o700
     assert {mode for path, mode in modes.items() if (tmp_path / path).is_dir()} == {0o755}
     assert {mode for path, mode in modes.items() if (tmp_path / path).is_file()} == {0o644}
     assert (bundle / scratch_path("build") / "a/file").read_bytes() == b"x"
@@ -338,7 +342,7 @@ def test_an_empty_directory_stays_itself(tmp_path: Path, monkeypatch: pytest.Mon
     inode = Path().stat().st_ino
     assert command(".").exit_code == 0
     assert Path().stat().st_ino == inode
-    assert sorted(p.name for p in Path().iterdir()) == ["config.json", "inputs", "root", "scratch"]
+    assert {p.name for p in Path().iterdir()} == ENTRIES
 
 
 def test_force_replaces_a_bundle_and_nothing_else(tmp_path: Path) -> None:
@@ -360,9 +364,11 @@ def test_force_follows_no_link(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/precious").write_text("precious")
     bundle = tmp_path / "bundle"
-    bundle.mkdir()
+    assert command(bundle).exit_code == 0
     for name in ("inputs", "root", "scratch"):
+        shutil.rmtree(bundle / name)
         (bundle / name).symlink_to(tmp_path / "elsewhere")
+    (bundle / "config.json").unlink()
     (bundle / "config.json").symlink_to(tmp_path / "elsewhere/precious")
     assert command(bundle, "--force").exit_code == 0
     assert tree(tmp_path / "elsewhere") == {"precious": "precious"}
@@ -411,14 +417,14 @@ def test_nothing_half_written(there: bool, tmp_path: Path, monkeypatch: pytest.M
         (bundle / "root/old").touch()
     before = tree(tmp_path)
 
-    rename = Path.rename
+    rename = os.rename
 
-    def full(path: Path, target: Path) -> Path:
-        if path.name == "root" or target == bundle:
-            raise OSError(28, "No space left on device", str(target))
-        return rename(path, target)
+    def full(source: str, target: str, **directories: int) -> None:
+        if target in ("root", "bundle"):
+            raise OSError(28, "No space left on device", target)
+        rename(source, target, **directories)
 
-    monkeypatch.setattr(Path, "rename", full)
+    monkeypatch.setattr(os, "rename", full)
     result = command(bundle, "--force")
     monkeypatch.undo()
 
@@ -473,17 +479,17 @@ def test_an_interrupted_exchange_is_undone(
     (bundle / "root/old").touch()
     before = tree(tmp_path)
 
-    rename = Path.rename
+    rename = os.rename
     renamed = count()
 
-    def interrupted(path: Path, target: Path) -> Path:
-        if next(renamed) != at:
-            return rename(path, target)
-        if when == "after":
-            rename(path, target)
-        raise KeyboardInterrupt
+    def interrupted(source: str, target: str, **directories: int) -> None:
+        now = next(renamed) == at
+        if not now or when == "after":
+            rename(source, target, **directories)
+        if now:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "rename", interrupted)
+    monkeypatch.setattr(os, "rename", interrupted)
     result = command(bundle, "--force")
     monkeypatch.undo()
 
@@ -521,25 +527,6 @@ def test_what_is_mounted_in_a_bundle_is_not_removed(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert f"{bundle}/inputs/x is a mount point: unmount it first" in result.output
     assert (tmp_path / "precious/file").exists()
-
-
-@pytest.mark.parametrize(
-    ("entry", "build_user", "nobody"),
-    [
-        pytest.param("0:65536", 1, 2, id="root_first"),
-        pytest.param("65536:0\nroot:100000:1", 100_000, None, id="one"),
-    ],
-)
-def test_the_runners_own_id_is_not_mapped_twice(
-    entry: str, build_user: int, nobody: int | None, tmp_path: Path
-) -> None:
-    require(os.geteuid() == 0, "root")
-    (tmp_path / "subids").write_text(f"root:{entry}\n")
-    uids, gids = host_id_mappings(tmp_path / "subids", tmp_path / "subids")
-    expected = [0, build_user] if nobody is None else [0, build_user, nobody]
-    assert [m.host_id for m in uids] == [m.host_id for m in gids] == expected
-    own, _ = all_own_ids(tmp_path / "subids", tmp_path / "subids")
-    assert own == (IdMapping(0, 0, 1), IdMapping(1, build_user, 1 if nobody is None else 65_535))
 
 
 # --- what cannot be -------------------------------------------------------------------

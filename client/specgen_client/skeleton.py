@@ -90,4 +90,5 @@ class Tree:
             if self._inputs is None:
                 return False
             source = self._inputs / source.name
-        return source.is_dir() or not source.exists()
+        # not Path's own: they raise for what this user may not look at
+        return os.path.isdir(source) or not os.path.exists(source)  # noqa: PTH110, PTH112

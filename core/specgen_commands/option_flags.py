@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
@@ -12,7 +12,7 @@ from specgen_core import IdMapping, InvalidRequest, SpecOptions
 
 from .host_ids import NoSubordinateIds, host_id_mappings
 
-__all__ = ["spec_flags", "spec_options"]
+__all__ = ["DEFAULTS_WITH_SERVER", "spec_flags", "spec_flags_with", "spec_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,56 +37,81 @@ class _IdMappingType(click.ParamType[IdMapping]):
         return IdMapping(*map(int, numbers))
 
 
-_FLAGS = (
-    click.option(
-        "--rootless/--rootful",
-        default=None,
-        help="Whether the runtime lacks root on its host: the spec then makes a user namespace."
-        "  [default: rootless]",
-    ),
-    click.option(
-        "--sandbox-shell",
-        metavar="PATH",
-        help="What is mounted at /bin/sh for builds that ask for it: a static shell, on the"
-        " builder.  [default: /bin/sh]",
-    ),
-    click.option(
-        "--terminal/--no-terminal",
-        default=None,
-        help="Whether the build gets a terminal.  [default: terminal]",
-    ),
-    click.option(
-        "--cgroup-namespace/--no-cgroup-namespace",
-        default=None,
-        help="Whether the build gets a cgroup namespace.  [default: cgroup-namespace]",
-    ),
-    click.option(
-        "--uid-mapping",
-        type=_IdMappingType(),
-        multiple=True,
-        help="S user ids from C on, in the sandbox, are the host's from H on. Repeatable.",
-    ),
-    click.option(
-        "--gid-mapping",
-        type=_IdMappingType(),
-        multiple=True,
-        help="The same for group ids. Repeatable.",
-    ),
-    click.option(
-        "--id-mappings",
-        type=click.Choice(["auto", "none"]),
-        help="auto: map ids by this host's /etc/subuid and /etc/subgid, for the user that runs"
-        " this: itself to 0, its first subordinate id to the build's user. Right where the builds"
-        " run on this host.",
-    ),
-)
+_DEFAULTS = {
+    "rootless": "rootless",
+    "sandbox-shell": "/bin/sh",
+    "terminal": "terminal",
+    "cgroup-namespace": "cgroup-namespace",
+    "id-mappings": "none",
+}
+DEFAULTS_WITH_SERVER = {
+    name: f"{default}; with --server, the server's own" for name, default in _DEFAULTS.items()
+}
+"""What a command's help says that asks a server, or makes the spec itself."""
 
 
 def spec_flags(command: F) -> F:
     """Add the flags to a click command; ``spec_options`` makes SpecOptions of them."""
-    for flag in reversed(_FLAGS):
-        command = flag(command)
-    return command
+    return spec_flags_with({})(command)
+
+
+def spec_flags_with(defaults: Mapping[str, str]) -> Callable[[F], F]:
+    """Return what adds the flags to a command whose own defaults are others, in its help."""
+
+    def add(command: F) -> F:
+        for flag in reversed(_flags({**_DEFAULTS, **defaults})):
+            command = flag(command)
+        return command
+
+    return add
+
+
+def _flags(default: Mapping[str, str]) -> tuple[Callable[[F], F], ...]:
+    return (
+        click.option(
+            "--rootless/--rootful",
+            default=None,
+            help="Whether the runtime lacks root on its host: the spec then makes a user"
+            f" namespace.  [default: {default['rootless']}]",
+        ),
+        click.option(
+            "--sandbox-shell",
+            metavar="PATH",
+            help="What is mounted at /bin/sh for builds that ask for it: a static shell, on the"
+            f" builder.  [default: {default['sandbox-shell']}]",
+        ),
+        click.option(
+            "--terminal/--no-terminal",
+            default=None,
+            help=f"Whether the build gets a terminal.  [default: {default['terminal']}]",
+        ),
+        click.option(
+            "--cgroup-namespace/--no-cgroup-namespace",
+            default=None,
+            help="Whether the build gets a cgroup namespace.  [default:"
+            f" {default['cgroup-namespace']}]",
+        ),
+        click.option(
+            "--uid-mapping",
+            type=_IdMappingType(),
+            multiple=True,
+            help="S user ids from C on, in the sandbox, are the host's from H on. Repeatable.",
+        ),
+        click.option(
+            "--gid-mapping",
+            type=_IdMappingType(),
+            multiple=True,
+            help="The same for group ids. Repeatable.",
+        ),
+        click.option(
+            "--id-mappings",
+            type=click.Choice(["auto", "none"]),
+            help="auto: map ids by this host's /etc/subuid and /etc/subgid, for the user that runs"
+            " this: its first subordinate id is the build's user, and root of the sandbox is the"
+            " user itself; for root, who needs no entry there, it is the next id. Right where the"
+            f" builds run on this host.  [default: {default['id-mappings']}]",
+        ),
+    )
 
 
 def spec_options(
