@@ -18,9 +18,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from ..rpc.calls import Accounts
 from ..rpc.server import Server
 from ..settings import Settings
+from ..telemetry.call_log import CallLog
 from ..telemetry.logs import configure_logging
 from ..telemetry.stats import CallStats
 from .reports import STOP_SIGNALS, Report
@@ -57,14 +57,14 @@ def serve(
             report(Report(stats, server.calls.in_flight))
 
     logged = settings.log_format if logging.getLogger().isEnabledFor(logging.INFO) else None
-    accounts = Accounts(report=reported if report else None, log=logged)
-    server = Server(settings, enter=accounts.enter)
+    call_log = CallLog(report=reported if report else None, log=logged)
+    server = Server(settings, enter=call_log.enter)
     addresses = [server.bind(address) for address in settings.listen]
     server.start()
     serving(addresses)
     signal.sigwait(STOP_SIGNALS)
     drained = _drain(server, settings)
-    accounts.close()
+    call_log.close()
     return 0 if drained else 1
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import sys
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from random import getrandbits
@@ -14,54 +11,13 @@ from typing import Any
 
 import grpc
 
-from ..telemetry.logs import LogFormat, call_lines
-from ..telemetry.stats import CallRecord, CallStats
+from ..telemetry.stats import CallRecord
 from ..telemetry.tracing import call_tracer
 from .call_pool import CallPool
 from .errors import Overloaded, TooLarge, abort, status_of
 from .service import SERVICE_NAME, SpecServicer
 
-__all__ = ["Accounts", "Calls"]
-
-
-class Accounts:
-    """Adds up the records of calls in a thread of its own, and writes their log lines."""
-
-    _EVERY = 0.2  # seconds
-
-    def __init__(
-        self,
-        *,
-        report: Callable[[CallStats], None] | None,
-        log: LogFormat | None,
-    ) -> None:
-        self._records: deque[CallRecord] = deque()
-        self.enter = self._records.append
-        self._report = report
-        self._log = log
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="accounts", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Account for what is left."""
-        self._closing.set()
-        self._thread.join()
-
-    def _keep(self) -> None:
-        while not self._closing.wait(self._EVERY):
-            self._add_up()
-        self._add_up()
-
-    def _add_up(self) -> None:
-        records = [self._records.popleft() for _ in range(len(self._records))]
-        if self._log and records:
-            sys.stderr.write(call_lines(records, self._log))
-            sys.stderr.flush()
-        if self._report:
-            stats = CallStats()
-            stats.record(records)
-            self._report(stats)
+__all__ = ["Calls"]
 
 
 class Calls:
