@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import sys
 from typing import Any
 
 import click
@@ -16,9 +14,11 @@ from specgen_commands.option_flags import spec_flags, spec_options
 from ..addresses import AddressError, reserve, unix_path
 from ..policy import Policy
 from ..settings import Settings
+from ..telemetry.log_output import LogOutput, standard_error
 from ..telemetry.logs import configure_logging, listening
 from ..tls_files import CredentialsError, TlsFiles
-from .reports import STOP_SIGNALS, Report
+from .reports import Report
+from .signals import block_stop_signals
 
 __all__ = ["main"]
 
@@ -141,11 +141,11 @@ def main(
     settings = Settings(
         tls=tls, policy=policy, workers=workers, options=spec_options(**values), **own
     )
-    configure_logging(settings.log_format, settings.log_level)
-    # before any thread is there: all of them inherit the mask, and we wait for the signals
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    code = _run(settings)
-    sys.stderr.flush()
+    block_stop_signals()
+    output = standard_error(alone=True)
+    configure_logging(settings.log_format, settings.log_level, output)
+    code = _run(settings, output)
+    output.flush()
     os._exit(code)  # threads may still hold calls of clients that do not go
 
 
@@ -168,7 +168,7 @@ def _workers(asked: int | None, listen: tuple[str, ...]) -> int:
     return asked
 
 
-def _run(settings: Settings) -> int:
+def _run(settings: Settings, output: LogOutput) -> int:
     # what a supervisor does not need, it does not load
     from ..telemetry.metrics import Metrics, serve_metrics
 
@@ -186,7 +186,7 @@ def _run(settings: Settings) -> int:
         if shared:
             from .supervisor import supervise
 
-            return supervise(settings, metrics)
+            return supervise(settings, metrics, output.take_dropped)
 
         from .worker import serve
     except (AddressError, CredentialsError) as error:
@@ -197,11 +197,17 @@ def _run(settings: Settings) -> int:
         for address in addresses:
             listening.info("listening on %s", address)
 
-    def report(counted: Report) -> None:
+    def report(counted: Report) -> bool:
         metrics.add(0, counted.stats, counted.in_flight)
+        return True
 
     try:
-        return serve(settings, report=report if settings.metrics else None, serving=serving)
+        return serve(
+            settings,
+            output=output,
+            report=report if settings.metrics else None,
+            serving=serving,
+        )
     except (AddressError, CredentialsError) as error:
         logger.error("%s", error)
         return 1

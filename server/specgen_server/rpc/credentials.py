@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import grpc
 
+from ..telemetry.logs import name_of
 from ..tls_files import CredentialsError, TlsFiles
 
-__all__ = ["server_credentials"]
+__all__ = ["caller_of", "server_credentials"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,29 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
         reload,  # type: ignore[arg-type]  # None is allowed, and says "no change"
         require_client_authentication=files.client_ca is not None,
     )
+
+
+def caller_of(auth_context: Mapping[str, Any]) -> str:
+    """Return the name in a caller's certificate, in a form that can be logged.
+
+    That is its common name, else its SPIFFE id or another URI, else its DNS name or another
+    alternative name; "" without a certificate.
+    """
+    for property_ in _NAMES:
+        for name in auth_context.get(property_, ()):
+            if name:
+                return name_of(bytes(name).decode(errors="replace"))
+    return ""
+
+
+# as gRPC calls them; the last one has them all, whatever their kind
+_NAMES = (
+    "x509_common_name",
+    "peer_spiffe_id",
+    "peer_uri",
+    "peer_dns",
+    "x509_subject_alternative_name",
+)
 
 
 class _Reload:

@@ -77,6 +77,7 @@ class SpecServicer:
             return generate_wire(request, options, admit=partial(self._admit, call))
         except Exception as error:
             status = status_of(error, call.request_id)
+            call.field = status.violations[0].field if status.violations else ""
         abort(context, status)
 
     def generate_specs(

@@ -41,6 +41,11 @@ class Metrics(Collector):
             self._in_flight.pop(worker, None)
             self._restarts += 1
 
+    def log_lines_dropped(self, lines: int) -> None:
+        """Count lines of a supervisor's own log, and of those that it passes on."""
+        with self._lock:
+            self._stats.log_lines_dropped += lines
+
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics; names and units follow Prometheus' conventions."""
         with self._lock:
@@ -72,6 +77,11 @@ class Metrics(Collector):
             yield GaugeMetricFamily("specgen_workers", "Workers serving.", len(self._in_flight))
             yield CounterMetricFamily(
                 "specgen_worker_restarts", "Workers that died and were replaced.", self._restarts
+            )
+            yield CounterMetricFamily(
+                "specgen_log_lines_dropped",
+                "Log lines that could not be written.",
+                stats.log_lines_dropped,
             )
 
 
