@@ -36,7 +36,7 @@ _MOST_SILENT_LOOKS = 100  # of a worker that serves: it reports five times a sec
 _MOST_STARTING_LOOKS = 600
 _SETTLED_AFTER = 0.5  # seconds of serving, after which a worker counts as sound
 _MOST_FAILURES = 5  # in a row, of one worker, before any has ever served
-_LONGEST_PAUSE = 5.0  # seconds before it is started once more
+_LONGEST_PAUSE = 2.0  # seconds before it is started once more
 _LAST_RESORT = 3.0  # seconds beyond the grace, after which workers are killed
 
 
