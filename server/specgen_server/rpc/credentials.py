@@ -68,7 +68,7 @@ class _Reload:
         self._lock = threading.Lock()
         self._looked = time.monotonic()
         self._stamp = self._stamp_now()
-        self.configuration = _read(files)
+        self.configuration = _read(files, at_start=True)
 
     def __call__(self) -> grpc.ServerCertificateConfiguration | None:
         with self._lock:
@@ -100,12 +100,15 @@ def _stamp(path: str | None) -> tuple[int, int, int] | None:
     return (status.st_ino, status.st_size, status.st_mtime_ns) if status else None
 
 
-def _read(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
-    files.check()
+def _read(files: TlsFiles, *, at_start: bool = False) -> grpc.ServerCertificateConfiguration:
+    warnings = files.check()
     try:
-        return grpc.ssl_server_certificate_configuration(
+        configuration = grpc.ssl_server_certificate_configuration(
             [(Path(files.key).read_bytes(), Path(files.cert).read_bytes())],
             root_certificates=Path(files.client_ca).read_bytes() if files.client_ca else None,
         )
     except OSError as error:
         raise CredentialsError(f"cannot read {error.filename}: {error.strerror}") from None
+    for warning in () if at_start else warnings:  # the command line has said so then
+        logger.warning("%s", warning)
+    return configuration

@@ -1,11 +1,10 @@
-"""Prometheus metrics of all workers, served over HTTP at one address."""
+"""The counts of all workers as Prometheus metrics."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -14,10 +13,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from ..addresses import AddressError
 from .stats import CallStats, Distribution
 
-__all__ = ["Metrics", "serve_metrics"]
+__all__ = ["Metrics"]
 
 
 class Metrics(Collector):
@@ -98,21 +96,3 @@ def _add_distribution(
 
 def _bound(bound: float) -> str:
     return "+Inf" if bound == float("inf") else repr(float(bound))
-
-
-def serve_metrics(address: str, metrics: Metrics) -> Callable[[], None]:
-    """Serve ``/metrics`` at HOST:PORT until the returned function is called.
-
-    Raises:
-        AddressError: it cannot be listened on.
-    """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 0xFFFF:
-        raise AddressError(f"cannot serve metrics at {address}: it is not HOST:PORT")
-    registry = CollectorRegistry()
-    registry.register(metrics)
-    try:
-        server, _ = start_http_server(int(port), host.strip("[]"), registry)
-    except OSError as error:
-        raise AddressError(f"cannot serve metrics at {address}: {error.strerror}") from None
-    return server.shutdown
