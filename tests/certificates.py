@@ -1,4 +1,4 @@
-"""A certificate authority for tests."""
+"""A certificate authority for tests, as RFC 5280 wants it: Python 3.13 and newer check."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class Authority:
             self.ca,
             self._builder(self._name, self._key.public_key())
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(_usage(certificate_signing=True), critical=True)
             .sign(self._key, hashes.SHA256()),
         )
 
@@ -42,6 +43,8 @@ class Authority:
         names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         certificate = (
             self._builder(_named(name), key.public_key(), expired=expired)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(certificate_signing=False), critical=True)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .sign(self._key, hashes.SHA256())
         )
@@ -62,6 +65,7 @@ class Authority:
         self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *, expired: bool = False
     ) -> x509.CertificateBuilder:
         now = datetime.datetime.now(datetime.UTC)
+        signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         return (
             x509.CertificateBuilder()
             .subject_name(subject)
@@ -70,7 +74,23 @@ class Authority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - 3 * DAY)
             .not_valid_after(now - DAY if expired else now + DAY)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+            .add_extension(signer, critical=False)
         )
+
+
+def _usage(*, certificate_signing: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not certificate_signing,
+        key_cert_sign=certificate_signing,
+        crl_sign=certificate_signing,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
 
 
 def _named(name: str) -> x509.Name:
