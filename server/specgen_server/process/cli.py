@@ -190,15 +190,15 @@ def main(
 
 
 def _require_extra() -> None:
-    missing = [name for name in ("grpc_reflection", "prometheus_client") if not _installed(name)]
-    if missing:
-        raise click.ClickException(
-            f"not installed: {', '.join(missing)}; pip install 'tvix-specgen[server]' brings them"
-        )
-
-
-def _installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
+    for module in ("grpc_reflection", "prometheus_client"):
+        try:
+            found = importlib.util.find_spec(module)
+        except ModuleNotFoundError:
+            found = None
+        if found is None:
+            raise click.ClickException(
+                f"not installed: {module}; pip install 'tvix-specgen[server]' brings it"
+            )
 
 
 _POLICY_FLAGS = ("allow_ro_path", "deny_network", "deny_host_shell", "no_option_overrides")
