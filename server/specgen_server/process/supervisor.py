@@ -56,24 +56,42 @@ class _Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._reports: socket.socket | None = None
 
-    def look_after(self) -> None:
-        """Take in what the process reports; start it, or another, where there is none."""
-        self._receive()
-        if self._process is None:
-            if time.monotonic() >= self._start_at:
-                self._start()
-            return
-        self._silent_looks += 1
-        if self._silent_looks > (
-            _MOST_SILENT_LOOKS if self._serving_since else _MOST_STARTING_LOOKS
-        ):
-            logger.error("worker %d is silent: killing it", self._number)
-            self.signal(signal.SIGKILL)
-            self._silent_looks = 0
-        if (code := self._process.poll()) is not None:
+    def restart_if_dead(self) -> None:
+        """Start a process, or another one, where there is none."""
+        if self._process and (code := self._process.poll()) is not None:
+            self.receive_reports()  # what it counted last
             self._process = None
             self._metrics.worker_died(self._number)
             self._failed(f"died ({_how(code)})")
+        if self._process is None and time.monotonic() >= self._start_at:
+            self._start()
+
+    def kill_if_silent(self) -> None:
+        """Kill the process if it has reported nothing for too many looks."""
+        self._silent_looks += 1
+        most = _MOST_SILENT_LOOKS if self._serving_since else _MOST_STARTING_LOOKS
+        if self._process and self._silent_looks > most:
+            logger.error("worker %d is silent: killing it", self._number)
+            self.signal(signal.SIGKILL)
+            self._silent_looks = 0
+
+    def receive_reports(self) -> None:
+        """Take in what the process has counted, and that it lives."""
+        while self._reports:
+            try:
+                report = self._reports.recv(MOST_REPORT_BYTES, socket.MSG_DONTWAIT)
+            except OSError:  # nothing there, or the process is gone
+                return
+            if not report:
+                return
+            try:
+                counted = msgspec.json.decode(report, type=Report)
+            except msgspec.MsgspecError:
+                continue  # something printed there
+            self._metrics.add(self._number, counted.stats, counted.in_flight)
+            self._silent_looks = 0
+            self.has_served = True
+            self._serving_since = self._serving_since or time.monotonic()
 
     def _start(self) -> None:
         """Start a process. It has a session of its own: Ctrl-C is for us to pass on."""
@@ -95,23 +113,6 @@ class _Worker:
         except (OSError, MemoryError) as error:
             self._failed(f"cannot be started ({error})")
 
-    def _receive(self) -> None:
-        while self._reports:
-            try:
-                report = self._reports.recv(MOST_REPORT_BYTES, socket.MSG_DONTWAIT)
-            except OSError:  # nothing there, or the process is gone
-                return
-            if not report:
-                return
-            try:
-                counted = msgspec.json.decode(report, type=Report)
-            except msgspec.MsgspecError:
-                continue  # something printed there
-            self._metrics.add(self._number, counted.stats, counted.in_flight)
-            self._silent_looks = 0
-            self.has_served = True
-            self._serving_since = self._serving_since or time.monotonic()
-
     def _failed(self, how: str) -> None:
         now = time.monotonic()
         sound = self._serving_since and now - self._serving_since >= _SETTLED_AFTER
@@ -127,7 +128,7 @@ class _Worker:
 
     def exit_code(self) -> int | None:
         """Return the exit code once the process has ended, None before."""
-        self._receive()  # what it counted last
+        self.receive_reports()
         return self._process.poll() if self._process else 0
 
 
@@ -150,7 +151,9 @@ def supervise(settings: Settings, metrics: Metrics, dropped: Callable[[], int]) 
     said = False
     while True:
         for worker in workers:
-            worker.look_after()
+            worker.receive_reports()
+            worker.kill_if_silent()
+            worker.restart_if_dead()
         metrics.log_lines_dropped(dropped())
         serving = [worker for worker in workers if worker.has_served]
         if not said and serving and all(w.has_served or w.failures for w in workers):
