@@ -88,7 +88,7 @@ def started(sock: str, stderr: int | IO[bytes], *flags: str, **how: Any) -> Iter
         assert process.wait(20) == 0
 
 
-@pytest.mark.parametrize("kind", ["full", "closed", "reader_left", "nobody_reads"])
+@pytest.mark.parametrize("kind", ["full", "closed", "all_closed", "reader_left", "nobody_reads"])
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_standard_error_that_fails_holds_nothing_up(
     tmp_path: Path, unused_address: str, kind: str, workers: str
@@ -97,7 +97,8 @@ def test_standard_error_that_fails_holds_nothing_up(
     if kind == "reader_left":
         os.close(reading)
     stderr = os.open("/dev/full", os.O_WRONLY) if kind == "full" else writing
-    how = {"preexec_fn": lambda: os.close(2)} if kind == "closed" else {}
+    closed = {"closed": (2,), "all_closed": (0, 1, 2)}.get(kind, ())
+    how = {"preexec_fn": lambda: [os.close(fd) for fd in closed]} if closed else {}
     listen = f"unix://{tmp_path}/specgen.sock"
     flags = ("--metrics", unused_address, "--grace", "5")
     if workers == "2":
@@ -149,7 +150,7 @@ def test_what_others_print_to_standard_error_holds_nothing_up() -> None:
         "import os\n"
         "from specgen_server.telemetry.log_output import standard_error\n"
         "output = standard_error(alone=True)\n"
-        "for i in range(300_000): os.write(2, b'from below\\n')\n"
+        "for i in range(300_000): os.write(2, b'from \\x1b below\\n')\n"
         "print('not held up', flush=True)\n"
         "input()\n"
         "output.flush(20)\n"
@@ -165,7 +166,7 @@ def test_what_others_print_to_standard_error_holds_nothing_up() -> None:
         _, stderr = process.communicate(b"\n", timeout=30)
     dropped = sum(map(int, re.findall(rb"^(\d+) log lines were dropped", stderr, re.MULTILINE)))
     assert dropped > 0
-    assert stderr.count(b"from below\n") + dropped == 300_000
+    assert stderr.count(b"from \\x1b below\n") + dropped == 300_000
 
 
 def human(**fields: Any) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
-import fcntl
 import logging
 import os
 import select
@@ -12,12 +10,15 @@ import sys
 import threading
 from collections import deque
 
+from specgen_core.text import printable
+
 __all__ = ["LogOutput", "standard_error"]
 
 logger = logging.getLogger(__name__)
 
 _MOST_BYTES = 1024 * 1024  # that wait to be written
 _AT_ONCE = 4096  # bytes: a pipe takes so many in one piece (PIPE_BUF)
+_LONGEST_LINE = 64 * 1024  # bytes, of what others print
 _LAST_WORDS = 1.0  # seconds to write what is left at the end
 
 
@@ -129,20 +130,23 @@ class _StandardError(LogOutput):
     def _copy(self, reading: int) -> None:
         rest = b""
         while data := os.read(reading, 64 * 1024):
-            lines, newline, rest = (rest + data).rpartition(b"\n")
-            if len(rest) > _MOST_BYTES:
-                lines, newline, rest = rest, b"\n", b""
-            self.write(lines + newline)
-        self.write(rest)
+            *lines, rest = (rest + data).split(b"\n")
+            if len(rest) > _LONGEST_LINE:
+                lines, rest = [*lines, rest], b""
+            self._pass_on(lines)
+        self._pass_on([rest] if rest else [])
+
+    def _pass_on(self, lines: list[bytes]) -> None:
+        texts = (line.decode(errors="backslashreplace") for line in lines)
+        self.write("".join(f"{printable(text)}\n" for text in texts))
 
 
 def _inherited() -> int:
-    """Return a descriptor of the standard error that we were started with, if it was open."""
-    if sys.stderr:
-        with contextlib.suppress(OSError):
-            return os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    return fcntl.fcntl(nowhere, fcntl.F_DUPFD_CLOEXEC, 3)  # 2 itself is about to be replaced
+    """Return a copy of the standard error that we were started with, if it was open."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # now no pipe or socket of ours can take the place of a standard one
+    os.close(fd)
+    return os.dup(2)
 
 
 def standard_error(*, alone: bool) -> LogOutput:
