@@ -352,12 +352,12 @@ def test_an_answer_that_is_always_cut(server: RunningServer) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 3, 64])
 def test_many_go_on_from_the_first_without_an_answer(server: RunningServer, chunk: int) -> None:
-    directories = [f"{i}" for i in range(800)]
-    with cutting(server, 400_000) as (client, proxy):
+    directories = [f"{i}" for i in range(400)]
+    with cutting(server, 300_000) as (client, proxy):
         results = list(
             client.generate_many((build_request(working_dir=d) for d in directories), chunk=chunk)
         )
-        assert proxy.connections > 4
+        assert proxy.connections > 3
     assert list(map(cwd_or_code, results)) == [f"/{d}" for d in directories]
 
 
@@ -385,7 +385,7 @@ def test_many_do_not_go_on_for_ever(server: RunningServer) -> None:
         with pytest.raises(ServerUnavailable):
             for _ in results:
                 pass
-        assert proxy.connections == 5
+        assert 5 <= proxy.connections <= 10  # gRPC itself may connect anew, too
 
 
 def test_many_go_on_within_their_timeout(server: RunningServer) -> None:

@@ -17,11 +17,13 @@ from typing import Any
 import pytest
 from certificates import Authority, Certificate
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from support import RunningServer, build_request, require_program, running_server
 from test_workers import children, start, wait_until
 
 from specgen_client import ServerUnavailable, SpecClient, SpecgenError, Tls
+from specgen_server.tls_files import CredentialsError, TlsFiles
 
 
 @pytest.fixture
@@ -172,20 +174,38 @@ def test_wrong_flags(flags: tuple[str, ...], code: int, text: str) -> None:
     assert "Traceback" not in ended.stderr
 
 
-def started(one: Certificate, *flags: str) -> subprocess.CompletedProcess[str]:
-    """Start a server that cannot use its certificate."""
-    pair = ("--tls-cert", str(one.cert), "--tls-key", str(one.key))
-    return start("--listen", "127.0.0.1:0", *pair, *flags)
+def refusal(one: Certificate, client_ca: Path | None = None) -> str:
+    """Return what is said of files that cannot be used."""
+    files = TlsFiles(str(one.cert), str(one.key), str(client_ca) if client_ca else None)
+    with pytest.raises(CredentialsError) as refused:
+        files.check()
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("which", ["cert", "key", "ca"])
+def test_files_that_cannot_be_used_end_the_start_with_one_line(
+    authority: Authority, which: str, workers: str
+) -> None:
+    one = authority.issue("one")
+    path = {"cert": one.cert, "key": one.key, "ca": authority.ca}[which]
+    path.write_text("not PEM")
+    flags = ("--tls-cert", str(one.cert), "--tls-key", str(one.key))
+    flags += ("--tls-client-ca", str(authority.ca), "--workers", workers)
+    ended = start("--listen", "127.0.0.1:0", *flags)
+    assert ended.returncode == 2
+    what = "private key" if which == "key" else "certificate"
+    said = rf"\S+ error: cannot use {re.escape(str(path))}: it has no {what} in PEM\n"
+    assert re.fullmatch(said, ended.stderr)
 
 
 @pytest.mark.parametrize("other_kind", [False, True])
 def test_a_key_of_another_certificate(authority: Authority, other_kind: bool) -> None:
     one = authority.issue("one")
     other = authority.issue("other", key=RSA if other_kind else None)
-    ended = started(Certificate(one.cert, other.key))
-    assert ended.returncode == 2
-    said = f"cannot use {other.key}: it is the key of another certificate than {one.cert}"
-    assert said in ended.stderr
+    assert refusal(Certificate(one.cert, other.key)) == (
+        f"cannot use {other.key}: it is the key of another certificate than {one.cert}"
+    )
 
 
 RSA = rsa.generate_private_key(65537, 2048)
@@ -206,9 +226,7 @@ MARK = b"\xef\xbb\xbf"
 )
 def test_a_key_that_grpc_lacks(authority: Authority, key: Any, kind: str) -> None:
     one = authority.issue("one", key=key)
-    ended = started(one)
-    assert ended.returncode == 2
-    assert f"error: cannot use {one.cert}: its key is {kind}, which gRPC lacks" in ended.stderr
+    assert refusal(one) == f"cannot use {one.cert}: its key is {kind}, which gRPC lacks"
 
 
 def test_rsa_pss(tmp_path: Path) -> None:
@@ -223,9 +241,7 @@ def test_rsa_pss(tmp_path: Path) -> None:
         check=True,
         capture_output=True,
     )
-    ended = started(one)
-    assert ended.returncode == 2
-    assert f"cannot use {one.cert}: its key is RSA-PSS, which gRPC lacks" in ended.stderr
+    assert refusal(one) == f"cannot use {one.cert}: its key is RSA-PSS, which gRPC lacks"
 
 
 @pytest.mark.parametrize("which", ["cert", "key", "ca"])
@@ -246,22 +262,38 @@ def test_a_file_that_is_no_pem(authority: Authority, which: str, content: bytes,
     one = authority.issue("one")
     path = {"cert": one.cert, "key": one.key, "ca": authority.ca}[which]
     path.write_bytes(content)
-    ended = started(one, "--tls-client-ca", str(authority.ca))
     what = "private key" if which == "key" else "certificate"
-    assert ended.returncode == 2
-    assert ended.stderr.partition("error: ")[2] == f"cannot use {path}: {why.format(what=what)}\n"
+    assert refusal(one, authority.ca) == f"cannot use {path}: {why.format(what=what)}"
 
 
-@pytest.mark.parametrize("cut", [100, 300])
+@pytest.mark.parametrize("cut", [0, 1, 100, 300])
 def test_a_damaged_certificate(authority: Authority, cut: int) -> None:
     one = authority.issue("one")
     lines = one.cert.read_text().splitlines()
-    body = "".join(lines[1:-1])[:cut]
-    one.cert.write_text("\n".join([lines[0], body, lines[-1]]) + "\n")
-    ended = started(one)
-    assert ended.returncode == 2
-    assert f"cannot use {one.cert}: " in ended.stderr
-    assert "Traceback" not in ended.stderr
+    one.cert.write_text("\n".join([lines[0], "".join(lines[1:-1])[:cut], lines[-1]]) + "\n")
+    assert refusal(one) == f"cannot use {one.cert}: it has a damaged certificate"
+
+
+def test_an_encrypted_key(authority: Authority) -> None:
+    one = authority.issue("one")
+    one.key.write_bytes(
+        P256.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    assert refusal(one) == (
+        f"cannot use {one.key}: the key is encrypted: give one without a password"
+    )
+
+
+def test_all_certificates_of_a_chain_have_a_time(authority: Authority) -> None:
+    one, late = authority.issue("one"), authority.issue("late", expired=True)
+    with one.cert.open("ab") as chain:
+        chain.write(late.cert.read_bytes())
+    [warning] = TlsFiles(str(one.cert), str(one.key), str(late.cert)).check()[:1]
+    assert re.fullmatch(rf"{one.cert}, certificate 2: it expired on \S+Z", warning)
 
 
 @pytest.mark.parametrize(
