@@ -79,6 +79,7 @@ class SpecServicer:
             return self._answer(request, options, call)
         except Exception as error:
             status = status_of(error, call.request_id)
+            call.field = status.violations[0].field if status.violations else ""
         abort(context, status)
 
     def generate_specs(
