@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,10 @@ from specgen.v1 import specgen_pb2
 from specgen_server.rpc.service import SpecServicer
 
 __all__ = ["require"]
+
+# Where the suite was started in the background, a shell has Ctrl-C ignored, and all that the
+# tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SERVICE = specgen_pb2.DESCRIPTOR.services_by_name["SpecService"]
 
