@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from concurrent.futures import ThreadPoolExecutor
 
-import corpus
 import grpc
 
+import corpus
 from specgen_core import SpecOptions
 from specgen_core.answer import generate
 

@@ -23,10 +23,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
-from servers import Running, resident, running_server
 
+from servers import Running, resident, running_server
 from specgen_client import SpecClient, SpecgenError
 from tvix.build.protos.build_pb2 import BuildRequest
 
@@ -165,7 +166,7 @@ def garbage(address: str) -> Iterator[Callable[[], int]]:
     def send() -> None:
         nonlocal sent
         with grpc.insecure_channel(address) as channel:
-            call = channel.unary_unary("/specgen.v1.SpecService/GenerateSpec")
+            call: Any = channel.unary_unary("/specgen.v1.SpecService/GenerateSpec")
             while not stop.is_set():
                 try:
                     call(rng.randbytes(rng.randrange(4000)), timeout=20)

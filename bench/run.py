@@ -59,9 +59,9 @@ def main() -> int:
         table(
             "(a) from bytes to bytes: microseconds a request, and ratios to parse alone",
             (
-                *("requests", "parse", "validate", "render", "build", "encode", "diagnose"),
-                *("warm", "cold", "new", "call"),
-                *("warm/parse", "cold/parse", "new/parse", "call/parse"),
+                "requests",
+                *in_process.PARTS,
+                *(f"{part}/parse" for part in in_process.RATIOS),
             ),
             in_process.make_spec_rows(2 if args.quick else 15, args.quick),
         )

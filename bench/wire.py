@@ -20,10 +20,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import corpus
 import grpc
-from servers import Running, free_port, resident
 
+import corpus
+from servers import Running, free_port, resident
 from specgen.v1.specgen_pb2 import GenerateSpecsRequest, GenerateSpecsResponse, SpecJSON
 from specgen_core import SpecOptions
 from specgen_core.answer import generate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from support import GOLDEN_NAMES, build_request, bulk_cases, file, golden_case
 
 from specgen_core import IdMapping, SpecOptions, diagnose, read_request
-from specgen_core.diagnostics import CODES
+from specgen_core.diagnostics import CODES, RULES
+from specgen_core.diagnostics.rule import Rule
 from tvix.castore.protos.castore_pb2 import Node
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "diagnostics.md"
@@ -42,7 +44,10 @@ IN_STORE = {"scratch_paths": ["build", "nix/store"]}
 
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
 def test_nothing_to_say_of_what_runs(name: str) -> None:
-    expected = {"three_node_kinds": ["symlink-input"]}.get(name, [])
+    expected = {
+        "three_node_kinds": ["symlink-input"],
+        "equal_env_keys": ["equal-variables"],
+    }.get(name, [])
     request = read_request(golden_case(name).request)
     assert [one.code for one in diagnose(request, SpecOptions(**QUIET))] == expected
 
@@ -145,6 +150,21 @@ CASES = [
     ),
     pytest.param({"command_args": ["./x"]}, [], id="command_with_slash"),
     pytest.param(
+        {"environment_vars": [{"key": key, "value": b"v"} for key in "AABBBC"]},
+        [("equal-variables", f"environment_vars[{i}].key") for i in (0, 2, 3)],
+        id="equal_variables",
+    ),
+    pytest.param(
+        {"working_dir": "bin/sh/x", "constraints": SHELL},
+        [("unusable-working-dir", "working_dir")],
+        id="working_dir_in_shell",
+    ),
+    pytest.param(
+        {"working_dir": "a/b", "additional_files": [{"path": "a/b"}]},
+        [("misplaced-additional-file", "additional_files[0].path")],
+        id="file_at_working_dir",
+    ),
+    pytest.param(
         {"inputs": [file("a")], "working_dir": "nix/store/a/b"},
         [("unusable-working-dir", "working_dir")],
         id="working_dir_in_file",
@@ -227,13 +247,33 @@ CASES = [
         [("file-over-directory", "scratch_paths[1]")],
         id="etc_file_over_scratch",
     ),
+    pytest.param(
+        {"scratch_paths": ["bin/sh/x", "build"], "constraints": SHELL, "outputs": []},
+        [("file-over-directory", "scratch_paths[0]")],
+        id="scratch_in_shell",
+    ),
+    pytest.param(
+        {"inputs": [directory("a")], "inputs_dir": "bin/sh", "constraints": SHELL},
+        [("file-over-directory", "inputs[0]")],
+        id="inputs_in_shell",
+    ),
+    pytest.param(
+        {"constraints": ro("/bin/sh/x", provide_bin_sh=True)},
+        [("file-over-directory", "constraints.available_ro_paths[0]")],
+        id="ro_path_in_shell",
+    ),
+    pytest.param(
+        {"additional_files": [{"path": "a"}, {"path": "a/b"}]},
+        [("misplaced-additional-file", "additional_files[1].path")],
+        id="file_in_file",
+    ),
     # what the runtime mounts
     pytest.param(
         {"scratch_paths": ["build", "dev/shm", "proc", "procfs", "sys/x"], "outputs": []},
         [
-            ("mount-over-dev", "scratch_paths[1]"),
             ("mount-over-proc", "scratch_paths[2]"),
             ("mount-over-sys", "scratch_paths[4]"),
+            ("mount-over-dev", "scratch_paths[1]"),
         ],
         id="scratch_over_runtime_mounts",
     ),
@@ -257,8 +297,8 @@ CASES = [
         {"constraints": ro("/dev/fuse", "/dev/kvm", "/dev/ptmx", "/proc/cpuinfo", "/proc/version",
                            "/sys/kernel")},
         [
-            ("mount-over-dev", "constraints.available_ro_paths[2]"),
             ("mount-over-proc", "constraints.available_ro_paths[4]"),
+            ("mount-over-dev", "constraints.available_ro_paths[2]"),
         ],
         id="ro_paths",
     ),
@@ -350,8 +390,14 @@ def test_a_terminal_takes_a_file() -> None:
     assert codes == ["needs-terminal", "too-many-mounts"]
 
 
-def test_at_most_20_of_a_kind() -> None:
-    assert len(found({"inputs": [symlink(f"{i:03}") for i in range(100)]})) == 20
+def test_at_most_20_of_a_code() -> None:
+    """And one code with many findings hides no other."""
+    many = {
+        "inputs": [symlink(f"{i:03}") for i in range(100)],
+        "scratch_paths": ["nix/store", *(f"nix/store/{i:03}" for i in range(100))],
+    }
+    codes = [code for code, _ in found(many)]
+    assert codes == ["symlink-input"] * 20 + ["shadowed-scratch"] * 20
 
 
 def test_messages_are_one_line_that_is_safe_to_print() -> None:
@@ -368,12 +414,33 @@ def test_every_code_is_tried_here() -> None:
     } == set(CODES)  # fmt: skip
 
 
-def test_the_document_lists_every_code() -> None:
-    documented = re.findall(r"^\| `([a-z-]+)` \|", DOCUMENT.read_text(), re.MULTILINE)
-    assert documented == list(CODES)
-
-
-def test_the_document_names_tests_that_are_there() -> None:
+def test_every_entry_is_whole() -> None:
     source = (Path(__file__).parent / "test_diagnostics_on_runtimes.py").read_text()
     defined = set(re.findall(r"^def (test_\w+)\(", source, re.MULTILINE))
-    assert set(re.findall(r"`(test_\w+)`", DOCUMENT.read_text())) == defined
+    assert len(set(CODES)) == len(CODES)
+    assert {name for rule in RULES for name in rule.proven_by} == defined
+    assert [rule.code for rule in RULES if not rule.proven_by] == ["mount-over-root"]
+    for rule in RULES:
+        assert (rule.find.__doc__ or "").strip().endswith(".")
+
+
+def test_the_document_has_the_table_of_the_entries() -> None:
+    """SPECGEN_REWRITE=1 writes it anew."""
+    page = DOCUMENT.read_text()
+    before, _, rest = page.partition(TABLE_HEAD)
+    _, _, after = rest.partition("\n\n")
+    expected = f"{before}{TABLE_HEAD}{''.join(map(row, RULES))}\n{after}"
+    if os.environ.get("SPECGEN_REWRITE") == "1":
+        DOCUMENT.write_text(expected)
+    assert page == expected
+
+
+TABLE_HEAD = "| Code | When | What happens, and what to do | Proven by |\n|---|---|---|---|\n"
+
+
+def row(rule: Rule) -> str:
+    """Return the entry's line of the table; words of a finding are in italics there."""
+    when = " ".join((rule.find.__doc__ or "").replace("``", "`").split())
+    message = re.sub(r"\{(\w+)\}", r"*\1*", rule.sentence).replace("|", "\\|")
+    tests = ", ".join(f"`{name}`" for name in rule.proven_by) or "seen by hand, once"
+    return f"| `{rule.code}` | {when} | {message} | {tests} |\n"

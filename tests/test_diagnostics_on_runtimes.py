@@ -254,6 +254,16 @@ def test_command_without_path(runtime: Runtime, lab: Lab) -> None:
 
 
 @on_both
+def test_equal_variables(runtime: Runtime, lab: Lab) -> None:
+    request = request_of(
+        lab, 'test "$A" = last', environment_vars=[{"key": "A", "value": b"first"},
+                                                   {"key": "A", "value": b"last"}]
+    )  # fmt: skip
+    assert diagnosed(request) == [("equal-variables", "environment_vars[0].key")]
+    runs(build(lab, runtime, ROOTFUL, request))
+
+
+@on_both
 @pytest.mark.parametrize("mode", [ROOTFUL, USERNS], ids=["rootful", "userns"])
 @pytest.mark.parametrize(
     ("working_dir", "texts"),

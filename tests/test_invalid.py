@@ -14,7 +14,7 @@ from support import InvalidCase, build_request, file, invalid_cases, names_field
 
 from specgen_core import InvalidRequest, UnreadableMessage, Violation, read_request
 from specgen_core import paths as paths_module
-from specgen_core.violations import quoted
+from specgen_core.text import printable, quoted
 from specgen_server.rpc.errors import status_of
 from tvix.build.protos.build_pb2 import BuildRequest
 from tvix.castore.protos.castore_pb2 import Node
@@ -36,7 +36,7 @@ def test_reference_case(case: InvalidCase) -> None:
 
 
 def test_all_reference_cases_are_there() -> None:
-    assert len(invalid_cases()) == 43
+    assert len(invalid_cases()) == 41
 
 
 # --- one rule each: the field, and the words ------------------------------------------
@@ -208,9 +208,7 @@ def link(name: bytes, target: bytes) -> Node:
         pytest.param({"working_dir": "a/"}, [("working_dir", f'{SLASH}, is "a/"')], id="wd_slash"),
         pytest.param({"working_dir": "."}, [("working_dir", f'{DOTS}, is "."')], id="wd_dot"),
         pytest.param({"working_dir": "a/.."}, [("working_dir", f'{DOTS}, is "a/.."')], id="wd_up"),
-        pytest.param(
-            {"working_dir": "a\0"}, [("working_dir", f'{NUL}, is "a\\u0000"')], id="wd_nul"
-        ),
+        pytest.param({"working_dir": "a\0"}, [("working_dir", f'{NUL}, is "a\\x00"')], id="wd_nul"),
         pytest.param(
             {"inputs_dir": "a//b"}, [("inputs_dir", f'{SLASH}, is "a//b"')], id="inputs_dir_doubled"
         ),
@@ -241,16 +239,6 @@ def link(name: bytes, target: bytes) -> Node:
             {"outputs": ["nix/store/./a"]},
             [("outputs[0]", f'{DOTS}, is "nix/store/./a"')],
             id="output_dot",
-        ),
-        pytest.param(
-            {"outputs": ["nix/store/b", "nix/store/a"]},
-            [
-                (
-                    "outputs",
-                    'must be sorted, bytewise: "nix/store/a" must not come after "nix/store/b"',
-                )
-            ],
-            id="outputs_unsorted",
         ),
         pytest.param(
             {"outputs": ["var/out"]},
@@ -309,16 +297,6 @@ def link(name: bytes, target: bytes) -> Node:
             [("constraints.available_ro_paths[0]", f'{SLASH}, is "/dev/kvm/"')],
             id="ro_path_trailing_slash",
         ),
-        pytest.param(
-            {"constraints": constraints(available_ro_paths=["/b", "/a"])},
-            [
-                (
-                    "constraints.available_ro_paths",
-                    'must be sorted, bytewise: "/a" must not come after "/b"',
-                )
-            ],
-            id="ro_paths_unsorted",
-        ),
     ],
 )
 def test_rule(fields: dict[str, Any], expected: list[tuple[str, str]]) -> None:
@@ -376,6 +354,7 @@ def test_unclean_ro_path(path: str) -> None:
         pytest.param({"scratch_paths": ["nix/store"] * 2}, id="scratch_equal_neighbours"),
         pytest.param({"scratch_paths": [], "outputs": []}, id="no_scratch_no_outputs"),
         pytest.param({"outputs": ["nix/store/a"] * 2}, id="outputs_equal_neighbours"),
+        pytest.param({"outputs": ["nix/store/b", "nix/store/a"]}, id="outputs_in_any_order"),
         pytest.param({"outputs": ["nix/store"]}, id="output_at_scratch"),
         pytest.param(
             {"scratch_paths": ["a", "a-b", "a/b"], "outputs": ["a/c"]}, id="output_sorted_by_bytes"
@@ -387,6 +366,10 @@ def test_unclean_ro_path(path: str) -> None:
         pytest.param(
             {"constraints": constraints(available_ro_paths=["/", "/a", "/a"])},
             id="ro_paths_equal_neighbours",
+        ),
+        pytest.param(
+            {"constraints": constraints(available_ro_paths=["/b", "/a"])},
+            id="ro_paths_in_any_order",
         ),
         pytest.param({"refscan_needles": ["b", "a", "", "\0"]}, id="needles_have_no_rules"),
     ],
@@ -466,8 +449,8 @@ def test_all_violations_at_once() -> None:
         "inputs[2].symlink.name",
         "inputs[2].symlink.name",
         "inputs[2].symlink.target",
-        "inputs[3].file.digest",
         "inputs[3].file.name",
+        "inputs[3].file.digest",
         "inputs",
         "command_args[0]",
         "command_args[2]",
@@ -481,7 +464,6 @@ def test_all_violations_at_once() -> None:
         "inputs_dir",
         "outputs[1]",
         "outputs[2]",
-        "outputs",
         "environment_vars[0].key",
         "environment_vars[0].key",
         "environment_vars[0].value",
@@ -491,7 +473,6 @@ def test_all_violations_at_once() -> None:
         "constraints.system",
         "constraints.available_ro_paths[1]",
         "constraints.available_ro_paths[1]",
-        "constraints.available_ro_paths",
         "additional_files[1].path",
         "additional_files[1].path",
         "additional_files",
@@ -500,7 +481,7 @@ def test_all_violations_at_once() -> None:
 
 def test_all_rules_that_one_path_breaks() -> None:
     assert violations_of(build_request(working_dir="/a//../b\0/")) == [
-        ("working_dir", f'{rule}, is "/a//../b\\u0000/"') for rule in (LEADING, SLASH, DOTS, NUL)
+        ("working_dir", f'{rule}, is "/a//../b\\x00/"') for rule in (LEADING, SLASH, DOTS, NUL)
     ]
 
 
@@ -516,7 +497,7 @@ def test_all_rules_that_one_node_breaks() -> None:
 
 def test_all_rules_that_one_variable_breaks() -> None:
     assert violations_of(build_request(environment_vars=env(("=\0", b"\0\xff")))) == [
-        ("environment_vars[0].key", 'must not contain "=", is "=\\u0000"'),
+        ("environment_vars[0].key", 'must not contain "=", is "=\\x00"'),
         ("environment_vars[0].key", NUL),
         ("environment_vars[0].value", NUL),
         ("environment_vars[0].value", "must be UTF-8, is not at byte 1"),
@@ -695,13 +676,29 @@ def test_of_very_many_the_number_is_kept() -> None:
     ("text", "shown"),
     [
         pytest.param("a", '"a"', id="plain"),
-        pytest.param('"\n\0é', '"\\"\\n\\u0000\\u00e9"', id="escaped"),
+        pytest.param('"\n\0é', '"\\"\\n\\x00é"', id="escaped"),
         pytest.param("x" * 60, '"' + "x" * 60 + '"', id="whole"),
         pytest.param("x" * 61, '"' + "x" * 60 + '"...', id="cut"),
     ],
 )
 def test_quoted(text: str, shown: str) -> None:
     assert quoted(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "shown"),
+    [
+        pytest.param("a é \U0001f600", None, "a é \U0001f600", id="printable"),
+        pytest.param("a\n\x1b[2J\0", None, "a\\n\\x1b[2J\\x00", id="drives_a_terminal"),
+        pytest.param("\u202ea\x85", None, "\\u202ea\\x85", id="bidirectional_and_c1"),
+        pytest.param("\udcff", None, "\\udcff", id="lone_surrogate"),
+        pytest.param("abcd", 4, "abcd", id="fits"),
+        pytest.param("abcde", 4, "abcd...", id="cut"),
+        pytest.param("abc\ne", 4, "abc\\n...", id="cut_before_it_is_escaped"),
+    ],
+)
+def test_printable(text: str, most: int | None, shown: str) -> None:
+    assert printable(text, most=most) == shown
 
 
 # --- hostile sizes --------------------------------------------------------------------
@@ -740,8 +737,8 @@ def test_work_on_a_path_is_left_to_c() -> None:
     def problems(length: int) -> list[str]:
         return paths_module.path_problems("/./" * length + "\0")
 
-    assert len(problems(10)) == 4
-    assert lines_run(lambda: problems(10_000)) == lines_run(lambda: problems(10)) > 0
+    assert len(problems(100)) == 4
+    assert lines_run(lambda: problems(10_000)) == lines_run(lambda: problems(100)) > 0
 
 
 @pytest.mark.parametrize(

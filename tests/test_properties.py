@@ -14,17 +14,16 @@ from hypothesis import strategies as st
 from jsonschema import Draft4Validator
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT4
-from support import GOLDEN_NAMES, OCI_SCHEMA, bulk_cases, golden_case, invalid_cases, require
+from support import GOLDEN_NAMES, OCI_SCHEMA, golden_case, invalid_cases, require
 
+from odd_requests import ALL_OPTIONS
 from specgen_core import (
-    IdMapping,
     InvalidRequest,
     SpecOptions,
     UnreadableMessage,
     read_request,
 )
 from specgen_core.answer import generate
-from specgen_core.memo import Memo, forget_all
 from specgen_core.paths import nearest_above, path_problems
 from specgen_server.rpc.call_options import METADATA_KEY, options_of_metadata
 from tvix.build.protos.build_pb2 import BuildRequest
@@ -100,7 +99,7 @@ def requests(draw: st.DrawFn) -> BuildRequest:
         working_dir=draw(st.just("") | PATHS),
         scratch_paths=sorted(scratch_paths, key=by_bytes),
         inputs_dir=draw(st.just("") | PATHS),
-        outputs=sorted(outputs, key=by_bytes),
+        outputs=outputs,
         environment_vars=draw(env_vars()),
         constraints=draw(
             st.none()
@@ -109,7 +108,7 @@ def requests(draw: st.DrawFn) -> BuildRequest:
                     "system": STRINGS.filter(bool),
                     "available_ro_paths": st.lists(
                         st.just("/") | PATHS.map("/{}".format), max_size=3
-                    ).map(lambda paths: sorted(paths, key=by_bytes)),
+                    ),
                     "network_access": st.booleans(),
                     "provide_bin_sh": st.booleans(),
                 }
@@ -229,7 +228,6 @@ def broken_fields(request: BuildRequest) -> set[str]:
     for i, path in enumerate(request.outputs):
         writable = any(path == s or path.startswith(f"{s}/") for s in request.scratch_paths)
         rule(f"outputs[{i}]", is_clean(path) and writable)
-    rule("outputs", is_sorted(request.outputs))
 
     for i, variable in enumerate(request.environment_vars):
         good = variable.key != "" and "=" not in variable.key and "\0" not in variable.key
@@ -244,7 +242,6 @@ def broken_fields(request: BuildRequest) -> set[str]:
         for i, path in enumerate(ro_paths):
             good = path == "/" or (path.startswith("/") and is_clean(path[1:]))
             rule(f"constraints.available_ro_paths[{i}]", good)
-        rule("constraints.available_ro_paths", is_sorted(ro_paths))
 
     for i, additional in enumerate(request.additional_files):
         rule(f"additional_files[{i}].path", is_clean(additional.path))
@@ -372,20 +369,6 @@ def test_any_options_entry(entry: str | bytes) -> None:
 
 # --- what is made of accepted ones ----------------------------------------------------
 
-MAPPINGS = (IdMapping(0, 100000, 1000), IdMapping(1000, 0, 1))
-ALL_OPTIONS = [
-    SpecOptions(
-        rootless=rootless,
-        sandbox_shell="/usr/lib/sh",
-        terminal=terminal,
-        cgroup_namespace=cgroup_namespace,
-        uid_mappings=mappings,
-        gid_mappings=mappings,
-    )
-    for rootless, terminal, cgroup_namespace in itertools.product((True, False), repeat=3)
-    for mappings in (((), MAPPINGS) if rootless else ((),))
-]
-
 
 @cache
 def oci_schema() -> Draft4Validator:
@@ -451,97 +434,6 @@ def test_json_says_what_the_request_says(request: BuildRequest, options: SpecOpt
             for above in answer.scratch_dirs
             if f"{found.path}/".startswith(f"{above.path}/")
         )
-
-
-# --- what is remembered ---------------------------------------------------------------
-
-
-def outcome(message: BuildRequest | bytes, options: SpecOptions) -> Any:
-    """Return all that comes of a request."""
-    try:
-        return generate(message, options)
-    except InvalidRequest as refused:
-        return refused.violations
-    except UnreadableMessage as refused:
-        return str(refused)
-
-
-@given(
-    st.lists(requests() | changed_requests() | changed_bytes(), min_size=1, max_size=4),
-    st.sampled_from(ALL_OPTIONS),
-)
-def test_what_was_seen_before_changes_nothing(messages: list[Any], options: SpecOptions) -> None:
-    cold = []
-    for message in messages:
-        forget_all()
-        cold.append(outcome(message, options))
-
-    forget_all()
-    warm = [outcome(message, options) for message in [*messages, *messages]]
-
-    assert warm == [*cold, *cold]
-
-
-def test_what_was_seen_before_changes_nothing_in_real_requests() -> None:
-    options = SpecOptions(rootless=False)
-    messages = [case.request for case in bulk_cases()[::8]]
-    cold = []
-    for message in messages:
-        forget_all()
-        cold.append(outcome(message, options))
-
-    assert [outcome(message, options) for message in messages] == cold
-
-
-@given(
-    st.lists(st.text(st.sampled_from("ab"), max_size=4), max_size=40),
-    st.integers(1, 4),
-    st.integers(0, 4),
-)
-def test_memo_is_its_function(keys: list[str], limit: int, longest: int) -> None:
-    memo: Memo[str, str] = Memo(lambda key: key + "!", limit=limit, longest=longest)
-
-    assert [memo[key] for key in keys] == [key + "!" for key in keys]
-
-    assert len(memo) <= limit
-    assert len(memo._older) <= limit
-    assert all(len(key) <= longest for key in (*memo, *memo._older))
-
-
-def test_memo_remembers() -> None:
-    asked = []
-    memo: Memo[str, None] = Memo(asked.append, limit=2, longest=1)
-
-    for key in ("a", "b", "a", "c", "a", "b", "a", "long", "long"):
-        memo[key]
-
-    # c opened a generation in which a and b were carried over, not computed again
-    assert asked == ["a", "b", "c", "long", "long"]
-
-
-def test_memo_forgets_what_was_long_not_asked_for() -> None:
-    asked = []
-    memo: Memo[str, None] = Memo(asked.append, limit=2, longest=1)
-
-    for key in ("a", "b", "c", "d", "e", "a"):
-        memo[key]
-
-    assert asked == ["a", "b", "c", "d", "e", "a"]
-
-
-def test_memo_keeps_no_exceptions() -> None:
-    asked = []
-
-    def refuse(key: str) -> None:
-        asked.append(key)
-        raise ValueError(key)
-
-    memo: Memo[str, None] = Memo(refuse, limit=2, longest=1)
-    for _ in range(2):
-        with pytest.raises(ValueError, match="a"):
-            memo["a"]
-
-    assert asked == ["a", "a"]
 
 
 # --- paths ----------------------------------------------------------------------------

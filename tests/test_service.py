@@ -31,7 +31,7 @@ from specgen.v1.specgen_pb2 import (
 from specgen.v1.specgen_pb2_grpc import SpecServiceStub
 from specgen_core import IdMapping as OwnIdMapping
 from specgen_core import SpecOptions as OwnSpecOptions
-from specgen_core.answer import generate, generate_wire
+from specgen_core.answer import answer, generate
 from specgen_server.rpc.server import Server
 from specgen_server.rpc.service import SpecServicer
 from specgen_server.settings import Settings
@@ -616,13 +616,13 @@ def test_work_for_a_cancelled_stream_stops(monkeypatch: pytest.MonkeyPatch) -> N
     started, cancelled = threading.Event(), threading.Event()
     generated = []
 
-    def slow(request: Any, options: Any, **rest: Any) -> bytes:
+    def slow(request: Any, options: Any) -> Any:
         generated.append(request)
         started.set()
         assert cancelled.wait(SECONDS)
-        return generate_wire(request, options, **rest)
+        return answer(request, options)
 
-    monkeypatch.setattr(specgen_server.rpc.service, "generate_wire", slow)
+    monkeypatch.setattr(specgen_server.rpc.service, "answer", slow)
     with own_server() as (channel, server):
         chunk = GenerateSpecsRequest(requests=[build_request()] * 1000)
         call = SpecServiceStub(channel).GenerateSpecs(iter([chunk]), timeout=SECONDS)
@@ -667,13 +667,12 @@ def caller_of_this_process(request: pytest.FixtureRequest) -> Iterator[Caller]:
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """A generator that fails for one working directory, in a way nobody foresaw."""
 
-    def generate_or_fail(request: Any, options: Any, **rest: Any) -> bytes:
-        wire = request if isinstance(request, bytes) else request.SerializeToString()
-        if b"broken" in wire:
+    def answer_or_fail(request: Any, options: Any) -> Any:
+        if request.working_dir == "broken":
             raise ZeroDivisionError("a secret of the server")
-        return generate_wire(request, options, **rest)
+        return answer(request, options)
 
-    monkeypatch.setattr(specgen_server.rpc.service, "generate_wire", generate_or_fail)
+    monkeypatch.setattr(specgen_server.rpc.service, "answer", answer_or_fail)
 
 
 INTERNAL = "internal error; the server's log has more"
@@ -694,7 +693,7 @@ def test_unexpected_error(caller_of_this_process: Caller, caplog: pytest.LogCapt
     assert (answer.code, answer.details) == (grpc.StatusCode.INTERNAL, INTERNAL)
     assert "grpc-status-details-bin" not in (answer.trailers or {})
     [traceback] = logged_tracebacks(caplog)
-    assert "generate_or_fail" in traceback
+    assert "answer_or_fail" in traceback
     assert "ZeroDivisionError: a secret of the server" in traceback
 
 

@@ -7,7 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["write_whole"]
+__all__ = ["write_new", "write_whole"]
 
 
 def write_whole(name: str, contents: bytes) -> None:
@@ -32,6 +32,14 @@ def write_whole(name: str, contents: bytes) -> None:
     except BaseException:
         Path(new).unlink(missing_ok=True)  # Ctrl-C may come once it is in place
         raise
+
+
+def write_new(fd: int, path: str, contents: bytes) -> None:
+    """Write a file that is not there yet, below a directory that only we can write to."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    with os.fdopen(os.open(path, flags, 0o600, dir_fd=fd), "wb") as file:
+        file.write(contents)
+        os.fchmod(file.fileno(), 0o644)
 
 
 def _umask() -> int:

@@ -57,23 +57,23 @@ def host_problems(
 
 
 def _inputs(request: Request, inputs: Path | None) -> Iterator[str]:
-    if not request.input_names:
+    if not request.inputs:
         return
     if inputs is None:
         yield (
-            f"inputs/ is empty: lay the {len(request.input_names)} inputs there, each under its "
+            f"inputs/ is empty: lay the {len(request.inputs)} inputs there, each under its "
             "name, before the build runs"
         )
         return
-    missing = [name for name in request.input_names if not (inputs / name).exists()]
+    missing = [name for name in request.inputs if not (inputs / name).exists()]
     if missing:
         more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
         yield f"not in {inputs}: {', '.join(missing[:_NAMED])}{more}: runc and crun will fail"
     other = [
-        i.name
-        for i in request.inputs
-        if (i.kind == "directory" and (inputs / i.name).is_file())
-        or (i.kind == "file" and (inputs / i.name).is_dir())
+        name
+        for name, kind in request.inputs.items()
+        if (kind == "directory" and (inputs / name).is_file())
+        or (kind == "file" and (inputs / name).is_dir())
     ]
     if other:
         yield (

@@ -1,8 +1,7 @@
 """The domain: a build request and options in, an OCI runtime spec out.
 
 Pure: it imports no grpc, does no I/O and reads nothing of the host. Read it in the order
-request, options, assembler (process, linux, mounts), template (the same, faster), bundle,
-diagnostics::
+request, reading, options, spec, layout, skeleton, diagnostics, answer::
 
     request = read_request(wire_bytes)
     spec = make_spec(request, SpecOptions(rootless=False))
@@ -10,30 +9,37 @@ diagnostics::
 """
 
 from . import oci
+from .answer import answer, generate
 from .bundle import input_path, output_path, scratch_path
 from .diagnostics import Diagnostic, diagnose
+from .layout import Layout
 from .options import IdMapping, SpecOptions
-from .process import BUILD_GID, BUILD_UID
-from .request import AdditionalFile, Input, Output, Request, read_request
-from .spec import least_size, make_spec
+from .reading import read_request
+from .request import AdditionalFile, Constraints, EnvVar, Output, Request
+from .skeleton import Skeleton
+from .spec import BUILD_GID, BUILD_UID, make_spec
 from .violations import InvalidRequest, UnreadableMessage, Violation
 
 __all__ = [
     "BUILD_GID",
     "BUILD_UID",
     "AdditionalFile",
+    "Constraints",
     "Diagnostic",
+    "EnvVar",
     "IdMapping",
-    "Input",
     "InvalidRequest",
+    "Layout",
     "Output",
     "Request",
+    "Skeleton",
     "SpecOptions",
     "UnreadableMessage",
     "Violation",
+    "answer",
     "diagnose",
+    "generate",
     "input_path",
-    "least_size",
     "make_spec",
     "oci",
     "output_path",

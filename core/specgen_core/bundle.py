@@ -1,4 +1,4 @@
-"""The layout of an OCI bundle around a spec of ours.
+"""Where things lie in the OCI bundle around a spec of ours.
 
 Relative to the bundle directory: ``config.json``; ``root/``, the skeleton of the root
 file system; ``inputs/NAME``, one for each input; ``scratch/``, what the build may write
@@ -11,7 +11,6 @@ from base64 import b32encode
 
 from blake3 import blake3
 
-from .memo import Memo
 from .request import Output
 
 __all__ = ["input_path", "output_path", "scratch_path"]
@@ -27,14 +26,7 @@ def scratch_path(path: str) -> str:
 
     The name is the padded BASE32 of the path's BLAKE3 digest (seed: ``scratch_name``).
     """
-    return _scratch_paths[path]
-
-
-_scratch_paths: Memo[str, str] = Memo(
-    lambda path: f"scratch/{b32encode(blake3(path.encode()).digest()).decode()}",
-    limit=1024,
-    longest=512,
-)
+    return f"scratch/{b32encode(blake3(path.encode()).digest()).decode()}"
 
 
 def output_path(output: Output) -> str:

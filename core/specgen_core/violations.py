@@ -9,12 +9,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-
 import msgspec
 
-__all__ = ["InvalidRequest", "UnreadableMessage", "Violation", "Violations", "quoted"]
+__all__ = ["InvalidRequest", "UnreadableMessage", "Violation", "Violations"]
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -72,28 +69,7 @@ class Violations:
         if self._total <= self._KEPT:
             self._kept.append(Violation(field, description))
 
-    def add_all(self, invalid: InvalidRequest) -> None:
-        """Note what was found wrong with a part."""
-        self._total += invalid.total
-        self._kept += invalid.violations[: self._KEPT - len(self._kept)]
-
-    @property
-    def full(self) -> bool:
-        """Whether there are more than are kept, so that looking for more is of no use."""
-        return self._total > self._KEPT
-
-    def raise_if_any(self, *, order: Callable[[Violation], int] | None = None) -> None:
+    def raise_if_any(self) -> None:
         """Raise InvalidRequest unless there are none."""
         if self._total:
-            if order:
-                self._kept.sort(key=order)
             raise InvalidRequest(self._kept, self._total)
-
-
-_QUOTED_CHARS = 60
-
-
-def quoted(text: str) -> str:
-    """Return a text in double quotes, in ASCII, cut to a length that a message can carry."""
-    cut = text[:_QUOTED_CHARS]
-    return json.dumps(cut) + ("..." if cut != text else "")

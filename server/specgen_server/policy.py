@@ -57,7 +57,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
                     "this server allows only some paths of the host, and a runtime mounts "
                     "whatever a symlink points to there",
                 )
-                for i in request.symlinks
+                for i, kind in enumerate(request.inputs.values())
+                if kind == "symlink"
             )
         if constraints.network_access and self.deny_network:
             denied.append(

@@ -25,6 +25,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     policy: Policy = msgspec.field(default_factory=Policy)
 
     workers: int = 1
+    quick: bool = True
+    """Whether routine requests are answered from pieces of earlier answers."""
     max_message_bytes: int = 64 * 1024 * 1024
     max_in_flight: int = 256
     """Unary calls at a time in one worker; beyond it, RESOURCE_EXHAUSTED."""

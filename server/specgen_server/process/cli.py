@@ -76,6 +76,12 @@ _FILE = click.Path(dir_okay=False)
     help="Worker processes.  [default: one per CPU; one where a unix socket is listened on]",
 )
 @click.option(
+    "--quick/--no-quick",
+    default=True,
+    help="Answer routine requests from pieces of earlier answers. The answers are the same"
+    " without, in more time: for debugging.",
+)
+@click.option(
     "--max-message-bytes",
     type=click.IntRange(min=1024, max=2**31 - 1),
     default=64 * 1024 * 1024,

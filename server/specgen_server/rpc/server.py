@@ -32,6 +32,7 @@ class Server:
                 settings.options,
                 settings.policy,
                 max_message_bytes=settings.max_message_bytes,
+                quick=settings.quick,
             ),
             max_in_flight=settings.max_in_flight,
             max_streams=settings.max_streams,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -17,13 +16,14 @@ from specgen.v1.specgen_pb2 import (
     SpecJSON,
     SpecResult,
 )
-from specgen_core import Request, SpecOptions, UnreadableMessage, least_size
-from specgen_core.answer import generate_wire
+from specgen_core import SpecOptions, UnreadableMessage, answer, read_request
 from specgen_core.wire import delimited, head, view_of
 from tvix.build.protos.build_pb2 import BuildRequest
 
 from ..policy import Policy
+from ..quick import Quick
 from ..telemetry.stats import CallRecord
+from .answer_size import check_answer_size
 from .call_options import METADATA_KEY, options_of_message, options_of_metadata
 from .errors import TooLarge, abort, status_of
 
@@ -49,10 +49,12 @@ class SpecServicer:
         policy: Policy | None = None,
         *,
         max_message_bytes: int = 64 * 1024 * 1024,
+        quick: bool = True,
     ) -> None:
         self._options = options or SpecOptions()
         self._policy = policy or Policy()
         self._max_message_bytes = max_message_bytes
+        self._quick = Quick(self._plain) if quick else None
 
     def GenerateSpec(  # noqa: N802
         self, request: BuildRequest | bytes, context: grpc.ServicerContext
@@ -74,7 +76,7 @@ class SpecServicer:
         """GenerateSpec, on wire forms; ``call`` gets to know of the build."""
         try:
             options = self._options_of(context)
-            return generate_wire(request, options, admit=partial(self._admit, call))
+            return self._answer(request, options, call)
         except Exception as error:
             status = status_of(error, call.request_id)
         abort(context, status)
@@ -100,13 +102,22 @@ class SpecServicer:
             self._policy.check_overrides(options, self._options, METADATA_KEY)
         return options
 
-    def _admit(self, call: CallRecord, request: Request, options: SpecOptions) -> None:
-        call.builds.append(len(request.input_names))
+    def _answer(self, wire: bytes, options: SpecOptions, call: CallRecord) -> bytes:
+        known = self._quick and self._quick(wire, options, inputs_of_builds=call.builds)
+        return known or self._plain(wire, options, call.builds).SerializeToString()
+
+    def _plain(
+        self,
+        message: BuildRequest | bytes,
+        options: SpecOptions,
+        inputs_of_builds: list[int] | None = None,
+    ) -> SpecJSON:
+        request = read_request(message)
+        if inputs_of_builds is not None:
+            inputs_of_builds.append(len(request.inputs))
         self._policy.check(request, options, self._options)
-        # a long inputs_dir stands in each mount again: see to it before, not after
-        size = least_size(request)
-        if size > self._max_message_bytes:
-            raise TooLarge(size, self._max_message_bytes)
+        check_answer_size(request, self._max_message_bytes)
+        return answer(request, options)
 
     def _results(
         self,
@@ -143,7 +154,7 @@ class SpecServicer:
 
     def _result(self, build_request: bytes, options: SpecOptions, call: CallRecord) -> bytes:
         try:
-            spec = generate_wire(build_request, options, admit=partial(self._admit, call))
+            spec = self._answer(build_request, options, call)
         except Exception as error:
             return _error_result(error, call)
         return delimited(_SPEC, spec)

@@ -1,0 +1,134 @@
+"""What lies where in a sandbox: its mounts, in the order of the spec.
+
+A later mount covers an earlier one at or above its place. Diagnostics and skeleton ask this,
+and nothing else, what a path leads into.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Literal, TypeAlias
+
+from . import oci
+from .request import InputKind, Request
+from .text import printable
+
+__all__ = ["Layout", "MountKind", "shown"]
+
+MountKind: TypeAlias = Literal["runtime", "scratch", "ro_path", "host_file"] | InputKind
+"""Who makes a mount: the runtime; a scratch path; an input, by what it is; a host path."""
+
+_PATH_BYTES = 4095  # PATH_MAX, less the NUL byte at the end: nothing can be mounted beyond
+_SHOWN_CHARS = 60
+
+
+def shown(text: str) -> str:
+    """Return a text that fits a sentence, and is safe to print on a terminal."""
+    return printable(text, most=_SHOWN_CHARS)
+
+
+class Layout:
+    """The mounts of a request's spec, by number: what they are, and which lie over a path."""
+
+    def __init__(self, request: Request, mounts: Sequence[oci.Mount]) -> None:
+        """Take the mounts that ``configure_mounts`` returns, part after part."""
+        self.mounts = mounts
+        first = len(oci.DEFAULT_MOUNTS) + 1  # and /tmp
+        self.scratch = range(first, first + len(request.scratch_paths))
+        self.inputs = range(self.scratch.stop, self.scratch.stop + len(request.inputs))
+        ro_paths = len(request.constraints.available_ro_paths)
+        self.ro_paths = range(self.inputs.stop, self.inputs.stop + ro_paths)
+        self.host_files = range(self.ro_paths.stop, len(mounts))
+        self._input_kinds = [*request.inputs.values()]
+        places = [*map(attrgetter("destination"), mounts)]
+        self._last_at = dict(zip(places, range(len(places))))
+        self._before = {} if len(self._last_at) == len(places) else _before_at_same(places)
+
+    def place(self, number: int) -> str:
+        """Return where in the sandbox a mount lies."""
+        return self.mounts[number].destination
+
+    def over(self, path: str, *parts: range) -> list[int]:
+        """Return the mounts of these parts that lie at or above a path, in their order.
+
+        Without parts, it is all mounts.
+        """
+        found = self._at_or_above(path)
+        if parts:
+            found = [n for n in found if any(n in part for part in parts)]
+        return sorted(found)
+
+    def seen_at(self, path: str, *, before: int | None = None) -> int | None:
+        """Return the mount that a path leads into: the last of those at or above it.
+
+        With ``before``, as it is when so many have been mounted; None where none is.
+        """
+        found = self._at_or_above(path)
+        if before is not None:
+            found = [n for n in found if n < before]
+        return max(found, default=None)
+
+    def _at_or_above(self, path: str) -> list[int]:
+        if len(path) > _PATH_BYTES:
+            return []
+        last_at, found = self._last_at, []
+        end = 1
+        while end > 0:  # "/" first, then each directory above
+            number = last_at.get(path[:end])
+            if number is not None:
+                found.append(number)
+            end = path.find("/", end + 1)
+        if len(path) > 1 and (number := last_at.get(path)) is not None:
+            found.append(number)
+        for number in found if self._before else ():
+            if number in self._before:
+                found.append(self._before[number])
+        return found
+
+    def kind(self, number: int) -> MountKind:
+        """Return what a mount is."""
+        if number in self.inputs:
+            return self._input_kinds[number - self.inputs.start]
+        if number in self.scratch:
+            return "scratch"
+        if number in self.ro_paths:
+            return "ro_path"
+        return "host_file" if number in self.host_files else "runtime"
+
+    def field(self, number: int) -> str:
+        """Return the field of the request that asks for a mount; empty for the runtime's."""
+        if number in self.inputs:
+            return f"inputs[{number - self.inputs.start}]"
+        if number in self.scratch:
+            return f"scratch_paths[{number - self.scratch.start}]"
+        if number in self.ro_paths:
+            return f"constraints.available_ro_paths[{number - self.ro_paths.start}]"
+        if number not in self.host_files:
+            return ""
+        is_shell = self.place(number) == "/bin/sh"
+        return "constraints.provide_bin_sh" if is_shell else "constraints.network_access"
+
+    def what(self, number: int) -> str:
+        """Return what a mount is, for a sentence."""
+        place = shown(self.place(number))
+        if number in self.inputs:
+            return f"the input {place}"
+        if number in self.scratch:
+            return f"the scratch path {place}"
+        if number in self.ro_paths:
+            return f"the read-only path {place}"
+        if number not in self.host_files:
+            return f"the runtime's {place}"
+        return "the sandbox shell" if place == "/bin/sh" else f"the host's {place}"
+
+
+def _before_at_same(places: list[str]) -> dict[int, int]:
+    """Return for each of them that stands there before already, the number of the one before."""
+    last_at: dict[str, int] = {}
+    before = {}
+    for number, place in enumerate(places):
+        if place in last_at:
+            before[number] = last_at[place]
+        last_at[place] = number
+    return before

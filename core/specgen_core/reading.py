@@ -1,0 +1,343 @@
+"""BuildRequest -> Request: every rule of a build request, in the order of its fields.
+
+The only room that reads the message. All broken rules are reported together. Sources: tvix,
+build/src/proto/mod.rs (``TryFrom<BuildRequest>``) and castore/src/proto/mod.rs, and the
+comments of protos/tvix/build/protos/build.proto. Rules marked "stricter" are ours: there tvix
+panics, or makes a spec that no runtime can start. Laxer than tvix: outputs and
+available_ro_paths may come in any order, as today's snix coordinators send them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from operator import attrgetter, itemgetter
+from typing import Any, AnyStr, TypeAlias, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from tvix.build.protos.build_pb2 import BuildRequest
+from tvix.castore.protos.castore_pb2 import Node
+
+from .paths import nearest_above, path_problems
+from .request import AdditionalFile, Constraints, EnvVar, InputKind, Output, Request
+from .text import quoted
+from .violations import UnreadableMessage, Violations
+from .wire import view_of
+
+__all__ = ["read_environment", "read_inputs", "read_request"]
+
+_T = TypeVar("_T")
+_M = TypeVar("_M", bound=Message)
+
+_NAME_BYTES = 255
+_TARGET_BYTES = 4095
+_DIGEST_BYTES = 32
+
+
+def read_request(message: BuildRequest | bytes) -> Request:
+    """Read and validate a build request.
+
+    Args:
+        message: a BuildRequest, or its wire form.
+
+    Raises:
+        InvalidRequest: it breaks rules, all of which are listed.
+        UnreadableMessage: the bytes are no BuildRequest.
+    """
+    if not isinstance(message, bytes):
+        return _read(message, message.inputs[:], message.environment_vars)
+    try:
+        parsed = BuildRequest.FromString(message)
+    except DecodeError:
+        return _read_in_parts(message)
+    return _read(parsed, parsed.inputs[:], parsed.environment_vars)
+
+
+_View = view_of(BuildRequest, opaque=("inputs", "environment_vars"))
+
+
+def _read_in_parts(wire: bytes) -> Request:
+    """Read a request that does not parse as a whole, to name the elements that do not."""
+    try:
+        view = _View.FromString(wire)
+    except DecodeError:
+        raise UnreadableMessage(BuildRequest.DESCRIPTOR.full_name) from None
+    return _read(
+        view,
+        [_parsed(element, _UNPARSED) for element in view.inputs],
+        [_parsed(element, _UNPARSED_VARIABLE) for element in view.environment_vars],
+    )
+
+
+_UNPARSED = Node()
+_UNPARSED_VARIABLE = BuildRequest.EnvVar()
+
+
+def _parsed(element: bytes, otherwise: _M) -> _M:
+    """Return the message that these bytes are, or what stands for one that does not parse."""
+    try:
+        return otherwise.FromString(element)
+    except DecodeError:
+        return otherwise
+
+
+def _read(
+    message: Any,
+    nodes: Sequence[Node],
+    variables: Sequence[BuildRequest.EnvVar],
+) -> Request:
+    broken = Violations()
+    scratch_paths = message.scratch_paths[:]
+    request = Request(
+        inputs=read_inputs(nodes, broken),
+        command_args=_command_args(message.command_args[:], broken),
+        working_dir=_directory("working_dir", message.working_dir, broken),
+        scratch_paths=_scratch_paths(scratch_paths, broken),
+        inputs_dir=_directory("inputs_dir", message.inputs_dir, broken),
+        outputs=_outputs(message.outputs[:], scratch_paths, broken),
+        environment=read_environment(variables, broken),
+        constraints=_constraints(message, broken),
+        additional_files=_additional_files(message.additional_files, broken),
+    )
+    broken.raise_if_any()
+    return request
+
+
+# --- inputs ---------------------------------------------------------------------------
+# There may be thousands: a rule is asked of all of them together, and of each where it is broken.
+
+
+def read_inputs(nodes: Sequence[Node], broken: Violations) -> dict[str, InputKind]:
+    """Inputs MUST be sorted by name, and a name MUST NOT occur twice.
+
+    Returns what each of them is, by name; ``broken`` gets the rules that they break.
+    """
+    kind_of = Node.WhichOneof
+    kinds = [kind_of(node, "node") for node in nodes]
+    at: Sequence[int] = range(len(kinds))
+    problems: list[tuple[int, str, str]] = []
+    if None in kinds:
+        problems += ((i, "", _why_unset(nodes[i])) for i in at if kinds[i] is None)
+        at = [i for i in at if kinds[i] is not None]
+        nodes, kinds = [nodes[i] for i in at], [kinds[i] for i in at]
+    named = [*map(getattr, nodes, kinds)]
+    encoded = [*map(attrgetter("name"), named)]
+    decoded = _decoded(encoded)
+    links = _where(kinds, "symlink".__eq__) if "symlink" in kinds else []
+    for field, found in (
+        ("name", _name_problems(encoded, decoded)),
+        ("digest", _digest_problems(named, links)),
+        ("target", _target_problems(named, links)),
+    ):
+        problems += ((at[n], f".{kinds[n]}.{field}", problem) for n, problem in found)
+    for i, field, problem in sorted(problems, key=itemgetter(0)):
+        broken.add(f"inputs[{i}]{field}", problem)
+
+    names = [name for name in decoded if name is not None]
+    _check_sorted("inputs", names, broken, by="by name")
+    inputs = dict(zip(names, kinds))
+    if len(inputs) != len(names):
+        twice = next(name for name, after in pairwise(sorted(names)) if name == after)
+        broken.add("inputs", f"must not have a name twice, have {quoted(twice)}")
+    return inputs
+
+
+def _why_unset(node: Node) -> str:
+    """A node MUST parse, and MUST be set."""
+    if node is _UNPARSED:
+        return "does not parse as a tvix.castore.v1.Node"
+    return "has no node: set directory, file or symlink"
+
+
+_Problems: TypeAlias = Iterator[tuple[int, str]]
+"""Which element of a list breaks a rule, and how."""
+
+
+def _name_problems(names: list[bytes], decoded: Sequence[str | None]) -> _Problems:
+    """A name MUST be one that a directory can hold. Stricter: it MUST be UTF-8."""
+    for i, length in _lengths_outside(names, 1, _NAME_BYTES):
+        yield i, f"must be 1 to {_NAME_BYTES} bytes long, is {length}"
+    if not _DOTS.isdisjoint(names):
+        for i in _where(names, _DOTS.__contains__):
+            yield i, 'must not be "." or ".."'
+    for i in _containing(names, b"/"):
+        yield i, "must not contain a slash"
+    for i in _containing(names, b"\0"):
+        yield i, "must not contain a NUL byte"
+    if None in decoded:
+        for i in _where(decoded, lambda name: name is None):  # tvix panics
+            yield i, "must be UTF-8"
+
+
+_DOTS = frozenset((b".", b".."))
+
+
+def _digest_problems(named: list[Any], links: list[int]) -> _Problems:
+    """A directory's or a file's digest MUST be one of BLAKE3."""
+    at: Sequence[int] = range(len(named))
+    if links:
+        at = sorted({*at}.difference(links))
+        named = [named[i] for i in at]
+    digests = [*map(attrgetter("digest"), named)]
+    for n, length in _lengths_outside(digests, _DIGEST_BYTES, _DIGEST_BYTES):
+        yield at[n], f"must be a BLAKE3 digest, {_DIGEST_BYTES} bytes long, is {length}"
+
+
+def _target_problems(named: list[Any], links: list[int]) -> _Problems:
+    """What a symlink points to MUST be 1 to 4095 bytes long, and MUST NOT contain NUL."""
+    targets = [named[i].target for i in links]
+    for n, length in _lengths_outside(targets, 1, _TARGET_BYTES):
+        yield links[n], f"must be 1 to {_TARGET_BYTES} bytes long, is {length}"
+    for n in _containing(targets, b"\0"):
+        yield links[n], "must not contain a NUL byte"
+
+
+# --- the command, its directories and what it leaves behind ---------------------------
+
+
+def _command_args(args: list[str], broken: Violations) -> list[str]:
+    """Stricter: there MUST be a command, and an argument MUST NOT contain NUL, see execve(2)."""
+    if not args:
+        broken.add("command_args", "must name the command to run, is empty")
+    for i in _containing(args, "\0"):
+        broken.add(f"command_args[{i}]", "must not contain a NUL byte")
+    return args
+
+
+def _directory(field: str, path: str, broken: Violations) -> str:
+    """A directory MUST be a clean relative path; empty is the sandbox's root."""
+    if path:
+        _check_path(field, path, broken)
+    return path
+
+
+def _scratch_paths(paths: list[str], broken: Violations) -> list[str]:
+    """Scratch paths MUST be clean relative paths, and sorted. Stricter: none may be empty."""
+    for i, path in enumerate(paths):
+        _check_path(f"scratch_paths[{i}]", path, broken)
+    _check_sorted("scratch_paths", paths, broken)
+    return paths
+
+
+def _outputs(paths: list[str], scratch_paths: list[str], broken: Violations) -> list[Output]:
+    """Outputs MUST be clean relative paths.
+
+    Stricter: none may be empty, and each MUST lie at or under a scratch path, since nothing
+    else is writable.
+    """
+    nearest = nearest_above(paths, scratch_paths)
+    for i, (path, scratch) in enumerate(zip(paths, nearest)):
+        if _check_path(f"outputs[{i}]", path, broken) and scratch is None:
+            broken.add(
+                f"outputs[{i}]", f"must lie at or under a scratch path, {quoted(path)} does not"
+            )
+    return [Output(path, scratch or "") for path, scratch in zip(paths, nearest)]
+
+
+# --- environment, constraints and files -----------------------------------------------
+
+
+def read_environment(variables: Sequence[BuildRequest.EnvVar], broken: Violations) -> list[EnvVar]:
+    """A key MUST NOT be empty, and MUST NOT contain ``=``; variables MUST be sorted by key.
+
+    Equal keys may follow each other. ``broken`` gets the rules that they break.
+    """
+    environment = []
+    for i, variable in enumerate(variables):
+        field = f"environment_vars[{i}]"
+        if variable is _UNPARSED_VARIABLE:
+            broken.add(field, "does not parse as an EnvVar, or its key is not UTF-8")
+            continue
+        key, value = variable.key, variable.value
+        if not key:
+            broken.add(f"{field}.key", "must not be empty")
+        if "=" in key:
+            broken.add(f"{field}.key", f'must not contain "=", is {quoted(key)}')
+        if "\0" in key:  # stricter
+            broken.add(f"{field}.key", "must not contain a NUL byte")
+        if b"\0" in value:  # stricter
+            broken.add(f"{field}.value", "must not contain a NUL byte")
+        try:
+            environment.append(EnvVar(key, value.decode()))
+        except UnicodeDecodeError as error:  # stricter: tvix panics
+            broken.add(f"{field}.value", f"must be UTF-8, is not at byte {error.start}")
+            environment.append(EnvVar(key, ""))
+    _check_sorted("environment_vars", [e.key for e in environment], broken, by="by key")
+    return environment
+
+
+def _constraints(message: BuildRequest, broken: Violations) -> Constraints:
+    """Constraints, where set, MUST have a system; paths MUST be clean and absolute."""
+    if not message.HasField("constraints"):
+        return Constraints()
+    constraints = message.constraints
+    if not constraints.system:
+        broken.add("constraints.system", "must not be empty where constraints is set")
+    paths = constraints.available_ro_paths[:]
+    for i, path in enumerate(paths):
+        _check_path(f"constraints.available_ro_paths[{i}]", path, broken, absolute=True)
+    return Constraints(
+        system=constraints.system,
+        available_ro_paths=tuple(paths),
+        network_access=constraints.network_access,
+        provide_bin_sh=constraints.provide_bin_sh,
+    )
+
+
+def _additional_files(
+    files: Sequence[BuildRequest.AdditionalFile], broken: Violations
+) -> list[AdditionalFile]:
+    """Their paths MUST be clean relative paths, and sorted. Stricter: none may be empty."""
+    read = [AdditionalFile(file.path, file.contents) for file in files]
+    for i, file in enumerate(read):
+        _check_path(f"additional_files[{i}].path", file.path, broken)
+    _check_sorted("additional_files", [file.path for file in read], broken, by="by path")
+    return read
+
+
+# --- what the rules share -------------------------------------------------------------
+
+
+def _where(elements: Sequence[_T], bad: Callable[[_T], bool]) -> list[int]:
+    return [i for i, element in enumerate(elements) if bad(element)]
+
+
+def _containing(texts: Sequence[AnyStr], char: AnyStr) -> list[int]:
+    if char not in char[:0].join(texts):
+        return []
+    return _where(texts, lambda text: char in text)
+
+
+def _lengths_outside(texts: Sequence[bytes], least: int, most: int) -> list[tuple[int, int]]:
+    bad = {length for length in {*map(len, texts)} if not least <= length <= most}
+    return [(i, len(text)) for i, text in enumerate(texts) if len(text) in bad] if bad else []
+
+
+def _decoded(texts: Sequence[bytes]) -> Sequence[str | None]:
+    try:
+        return [*map(bytes.decode, texts)]
+    except UnicodeDecodeError:
+        return [text.decode() if _is_utf8(text) else None for text in texts]
+
+
+def _is_utf8(text: bytes) -> bool:
+    return text.decode(errors="ignore").encode() == text
+
+
+def _check_path(field: str, path: str, broken: Violations, *, absolute: bool = False) -> bool:
+    problems = path_problems(path, absolute=absolute)
+    for problem in problems:
+        broken.add(field, problem)
+    return not problems
+
+
+def _check_sorted(field: str, keys: list[str], broken: Violations, *, by: str = "") -> None:
+    """Lists MUST be sorted by bytes; UTF-8 sorts as its code points do."""
+    if keys != sorted(keys):
+        before, after = next(pair for pair in pairwise(keys) if pair[0] > pair[1])
+        broken.add(
+            field,
+            f"must be sorted{by and ' ' + by}, bytewise: "
+            f"{quoted(after)} must not come after {quoted(before)}",
+        )

@@ -1,0 +1,164 @@
+"""What a bundle must hold before the build runs: mount points, files of /etc, the request's own.
+
+The runtime mounts into root/ and scratch/, and makes the mount points that are missing there
+only where it may. So the builder lays them beforehand, as this says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Literal, NamedTuple, TypeAlias
+
+import msgspec
+
+from .layout import Layout
+from .request import Request
+from .spec import BUILD_GID, BUILD_UID
+
+__all__ = ["Claim", "Conflict", "Entry", "EntryKind", "Skeleton"]
+
+EntryKind: TypeAlias = Literal["directory", "file", "as-source"]
+"""What an entry is; ``as-source``: the same as the source of the mount, which is of the host."""
+
+
+class Claim(NamedTuple):
+    """Who wants an entry: the field of the request, and what that is, for a sentence."""
+
+    field: str
+    what: str
+
+
+class Entry(msgspec.Struct):
+    """A directory or file to lay in the bundle."""
+
+    kind: EntryKind
+    claim: Claim
+    mode: int
+    contents: bytes = b""
+    """Of a file; for ``as-source``, the path of the source, relative ones to the bundle."""
+
+
+class Conflict(NamedTuple):
+    """An entry that must be a directory for one, and a file for another."""
+
+    path: str
+    directory_for: Claim
+    file_for: Claim
+
+
+_DIRECTORY_MODE = 0o755
+_FILE_MODE = 0o644
+
+_ETC = {
+    "passwd": (
+        "root:x:0:0:root:/build:/bin/sh\n"
+        f"nixbld:x:{BUILD_UID}:{BUILD_GID}:build user:/build:/bin/sh\n"
+        "nobody:x:65534:65534:nobody:/:/bin/false\n"
+    ),
+    "group": f"root:x:0:\nnixbld:x:{BUILD_GID}:\nnogroup:x:65534:\n",
+    "hosts": "127.0.0.1 localhost\n::1 localhost\n",
+    "nsswitch.conf": "hosts: files dns\nservices: files\n",
+}
+
+
+class Skeleton:
+    """The entries of root/ and scratch/ by path in the bundle, parents first."""
+
+    def __init__(
+        self, request: Request, layout: Layout, numbers: Iterable[int] | None = None
+    ) -> None:
+        """Lay what these mounts of the layout need; all of them, if none are given."""
+        self.entries: dict[str, Entry] = {}
+        self.conflicts: list[Conflict] = []
+        self.file_paths: list[str] = []
+        """Where each of the request's additional files is to be laid; empty for nowhere."""
+        self._layout = layout
+        for number in range(len(layout.mounts)) if numbers is None else numbers:
+            self._add_mount(number)
+        working_dir = f"/{request.working_dir}"
+        self._add(self._place_of(working_dir), Claim("working_dir", "the working directory"))
+        for name, contents in _ETC.items():
+            path, claim = f"root/etc/{name}", Claim("", f"/etc/{name}")
+            if self._conflict(path, claim, "file") is None:  # else the request has other plans
+                self._add(path, claim, "file", contents.encode())
+        for i, file in enumerate(request.additional_files):
+            place = self._place_of(f"/{file.path}")
+            claim = Claim(f"additional_files[{i}].path", f"additional_files[{i}]")
+            added = self._add(place, claim, "file", file.contents)
+            self.file_paths.append(place if place and added else "")
+
+    def _add_mount(self, number: int) -> None:
+        layout, mount = self._layout, self._layout.mounts[number]
+        claim = Claim(layout.field(number), layout.what(number))
+        kind = layout.kind(number)
+        if kind == "scratch":
+            self._add(mount.source, claim)
+        place = self._place_of(mount.destination, before=number)
+        if kind in ("file", "host_file"):
+            self._add(place, claim, "file")
+        elif kind in ("symlink", "ro_path"):
+            self._add(place, claim, "as-source", mount.source.encode())
+        else:
+            self._add(place, claim, mode=_mode(mount.options) if mount.type == "tmpfs" else None)
+
+    def _place_of(self, path: str, *, before: int | None = None) -> str | None:
+        """Return where in the bundle a path of the sandbox lies; None if in another mount."""
+        number = self._layout.seen_at(path, before=before)
+        if number is None:
+            return f"root{path}".rstrip("/")
+        if number in self._layout.scratch:
+            mount = self._layout.mounts[number]
+            return mount.source + path[len(mount.destination) :]
+        return None  # what is in there is no part of the bundle
+
+    def _add(
+        self,
+        path: str | None,
+        claim: Claim,
+        kind: EntryKind = "directory",
+        contents: bytes = b"",
+        mode: int | None = None,
+    ) -> bool:
+        """Add an entry and those above it; return whether they are now as claimed."""
+        if path is None:
+            return True
+        conflict = self._conflict(path, claim, kind)
+        if conflict is not None:
+            self.conflicts.append(conflict)
+            return False
+        entries = self.entries
+        for parent in _parents(path):
+            if parent not in entries:
+                entries[parent] = Entry("directory", claim, _DIRECTORY_MODE)
+        known = entries.get(path)
+        if known is None or (kind == "file" and known.kind != "directory"):
+            default = _FILE_MODE if kind == "file" else _DIRECTORY_MODE
+            known = entries[path] = Entry(kind, claim, default, contents)
+        if mode is not None:
+            known.mode = mode
+        return True
+
+    def _conflict(self, path: str, claim: Claim, kind: EntryKind) -> Conflict | None:
+        for parent in _parents(path):
+            above = self.entries.get(parent)
+            if above is not None and above.kind != "directory":
+                return Conflict(parent, claim, above.claim)
+        there = self.entries.get(path)
+        if there is None or there.kind == kind or "as-source" in (there.kind, kind):
+            return None
+        if kind == "file":
+            return Conflict(path, there.claim, claim)
+        return Conflict(path, claim, there.claim)
+
+
+def _parents(path: str) -> Iterator[str]:
+    end = path.find("/")
+    while end >= 0:
+        yield path[:end]
+        end = path.find("/", end + 1)
+
+
+def _mode(options: Iterable[str]) -> int | None:
+    """Return a tmpfs' mode: runc gives it the one that its mount point has, whatever the spec."""
+    given = [option for option in options if option.startswith("mode=")]
+    return int(given[-1].removeprefix("mode="), 8) if given else None

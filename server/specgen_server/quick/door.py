@@ -1,0 +1,200 @@
+"""The one door of this room: bytes of a request in, bytes of its answer out, or None."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from operator import itemgetter
+from typing import TypeAlias
+
+from google.protobuf.message import DecodeError
+
+from specgen.v1.specgen_pb2 import SpecJSON
+from specgen_core import InvalidRequest, SpecOptions, oci
+from specgen_core.paths import nearest_above, path_problems
+from specgen_core.reading import read_environment, read_inputs
+from specgen_core.violations import Violations
+from specgen_core.wire import head, view_of
+from tvix.build.protos.build_pb2 import BuildRequest
+from tvix.castore.protos.castore_pb2 import Node
+
+from .frames import Frame, FrameKey, NotRoutineError, Plain, make_frame, mount_pieces
+from .pieces import Pieces
+
+__all__ = ["Quick"]
+
+# Beyond these the plain way is asked: an argument may be too long, or the mounts too many.
+_MOST_BYTES = 128 * 1024
+_MOST_INPUTS = 900
+
+_MiB = 1 << 20
+_OF_INPUTS = 8 * _MiB  # for each inputs_dir
+_DIRECTORIES = 2  # one more than most servers see
+_OF_VARIABLES = 8 * _MiB
+_OF_FRAMES = 4 * _MiB
+
+_View = view_of(BuildRequest, opaque=("inputs", "environment_vars"), merged=("constraints",))
+
+_Known: TypeAlias = tuple[str, bytes]
+"""A name or key, to sort by, and what stands for it in the JSON."""
+_key, _piece = itemgetter(0), itemgetter(1)
+
+
+class Quick:
+    """``quick(wire, options)``: the answer to a routine request; None for any other.
+
+    It is a SpecJSON in its wire form, the very bytes that ``plain`` makes. Threads may share it.
+    """
+
+    def __init__(self, plain: Plain) -> None:
+        """Take pieces from this plain way."""
+        self._variables = Pieces(_variables, most=_OF_VARIABLES, size=_size)
+        self._inputs: Pieces[str, Pieces[bytes, _Known]] = Pieces(
+            lambda dirs: [*map(_inputs_into, dirs)],
+            most=_DIRECTORIES * (_OF_INPUTS + 1024),
+            size=lambda _key, _value: _OF_INPUTS,
+        )
+        self._frames: Pieces[FrameKey, Frame | None] = Pieces(
+            lambda keys: [_frame(key, plain) for key in keys], most=_OF_FRAMES, size=_frame_size
+        )
+
+    @property
+    def held(self) -> int:
+        """How many bytes are remembered, about."""
+        of_inputs = sum(pieces.held for pieces in self._inputs.values())
+        return of_inputs + self._variables.held + self._frames.held
+
+    def forget(self) -> None:
+        """Know nothing, as at first: to test and to measure."""
+        for pieces in (self._variables, self._inputs, self._frames):
+            pieces.forget()
+
+    def __call__(
+        self, wire: bytes, options: SpecOptions, *, inputs_of_builds: list[int] | None = None
+    ) -> bytes | None:
+        """Answer a BuildRequest in its wire form, and note how many inputs it has."""
+        if len(wire) > _MOST_BYTES:
+            return None
+        try:
+            view = _View.FromString(wire)
+            inputs_dir = view.inputs_dir
+            elements = view.inputs[:]
+            (known_inputs,) = self._inputs.of([inputs_dir])
+            inputs = known_inputs.of(elements)
+            variables = self._variables.of(view.environment_vars[:])
+        except (DecodeError, InvalidRequest, NotRoutineError):
+            return None
+        names = [*map(_key, inputs)]
+        keys = [*map(_key, variables)]
+        args = view.command_args[:]
+        if (
+            len(names) > _MOST_INPUTS
+            or names != sorted(names)
+            or keys != sorted(keys)
+            or len(set(names)) != len(names)
+            or len(set(keys)) != len(keys)
+            or not args
+            or "\0" in "".join(args)
+            or not args[0].startswith("/")
+            or view.additional_files
+        ):
+            return None
+        scratch_paths = tuple(view.scratch_paths[:])
+        command_input = _index_of(args[0], inputs_dir, names)
+        key = FrameKey(
+            view.working_dir,
+            inputs_dir,
+            scratch_paths,
+            tuple(view.constraints[:]),
+            args[0],
+            b"" if command_input is None else elements[command_input],
+            bool(names),
+            options,
+        )
+        (frame,) = self._frames.of([key])
+        if frame is None:
+            return None
+        outputs = view.outputs[:]
+        written = SpecJSON()
+        for path, scratch in zip(outputs, nearest_above(outputs, scratch_paths)):
+            if (
+                scratch is None
+                or path == scratch
+                or len(path) > 255
+                or not path.isascii()
+                or path_problems(path)
+                or _index_of(f"/{path}", inputs_dir, names) is not None
+            ):
+                return None
+            written.output_paths.add(
+                path=path, bundle_path=frame.bundle_paths[scratch] + path[len(scratch) :]
+            )
+        if inputs_of_builds is not None:
+            inputs_of_builds.append(len(names))
+        json = b"".join(
+            (
+                frame.before_inputs,
+                *map(_piece, inputs),
+                frame.before_args,
+                oci.encode(args),
+                frame.before_variables,
+                b",".join(map(_piece, variables)),
+                frame.after_variables,
+            )
+        )
+        return b"".join(
+            (
+                head(SpecJSON.JSON_FIELD_NUMBER, len(json)),
+                json,
+                frame.scratch_dirs,
+                written.SerializeToString(),
+                frame.diagnostics,
+            )
+        )
+
+
+def _index_of(path: str, inputs_dir: str, names: list[str]) -> int | None:
+    """Return which of the inputs, sorted by name, an absolute path lies in."""
+    if not path.startswith(f"/{inputs_dir}/"):
+        return None
+    name = path[len(inputs_dir) + 2 :].partition("/")[0]
+    i = bisect_left(names, name)
+    return i if i < len(names) and names[i] == name else None
+
+
+# --- pieces, as the plain way makes them ----------------------------------------------
+
+
+def _variables(elements: list[bytes]) -> list[_Known]:
+    broken = Violations()
+    read = read_environment([*map(BuildRequest.EnvVar.FromString, elements)], broken)
+    broken.raise_if_any()
+    return [(variable.key, oci.encode(f"{variable.key}={variable.value}")) for variable in read]
+
+
+def _inputs_into(inputs_dir: str) -> Pieces[bytes, _Known]:
+    def make(elements: list[bytes]) -> list[_Known]:
+        broken = Violations()
+        inputs = read_inputs([*map(Node.FromString, elements)], broken)
+        broken.raise_if_any()
+        if "symlink" in inputs.values():  # the plain way has a word on each
+            raise NotRoutineError
+        return [*zip(inputs, mount_pieces(inputs_dir, inputs))]
+
+    return Pieces(make, most=_OF_INPUTS, size=_size)
+
+
+def _frame(key: FrameKey, plain: Plain) -> Frame | None:
+    try:
+        return make_frame(key, plain)
+    except NotRoutineError:
+        return None
+
+
+def _size(key: bytes, known: _Known) -> int:
+    return len(key) + len(known[0]) + len(known[1])
+
+
+def _frame_size(key: FrameKey, frame: Frame | None) -> int:
+    texts = sum(map(len, (key.working_dir, key.inputs_dir, key.command, key.command_input)))
+    lists = sum(map(len, (*key.scratch_paths, *key.constraints)))
+    return texts + lists + (frame.size if frame else 0)
