@@ -606,7 +606,7 @@ def test_a_spec_cannot_lead_out_of_the_bundle(mount: dict[str, str], tmp_path: P
     spec = json.loads(generate(request, IN_NAMESPACE).json)
     (scratch,) = [m for m in spec["mounts"] if m["destination"] == "/build"]
     scratch.update(mount)
-    with pytest.raises(BundleError, match="which is no (scratch path|path in a bundle)"):
+    with pytest.raises(BundleError, match=r"which is no (scratch path|path in a bundle)"):
         write_bundle(request, tmp_path / "bundle", spec=SpecJSON(json=json.dumps(spec)))
     assert list(tmp_path.iterdir()) == []
 
