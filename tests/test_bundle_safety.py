@@ -28,7 +28,7 @@ from specgen_core.answer import generate
 from tvix.build.protos.build_pb2 import BuildRequest
 from tvix.castore.protos.castore_pb2 import Node
 
-OPTIONS = SpecOptions(terminal=False)
+OPTIONS = SpecOptions(skeleton=True, terminal=False)
 ENTRIES = {MARKER, "config.json", "inputs", "root", "scratch"}
 SOMEBODY = 4242
 
@@ -240,11 +240,13 @@ def test_a_workshop_that_is_swapped(
 # --- who may enter ----------------------------------------------------------------------
 
 MAPPED = SpecOptions(
+    skeleton=True,
     terminal=False,
     uid_mappings=(IdMapping(0, 300_000, 65_536),),
     gid_mappings=(IdMapping(0, 400_000, 65_536),),
 )
 TO_ITSELF = SpecOptions(
+    skeleton=True,
     terminal=False,
     uid_mappings=(IdMapping(0, 0, 1), IdMapping(1000, 300_000, 1)),
     gid_mappings=(IdMapping(0, 0, 1), IdMapping(100, 400_000, 1)),
@@ -254,7 +256,9 @@ TO_ITSELF = SpecOptions(
 @pytest.mark.parametrize(
     ("options", "mode", "gid"),
     [
-        pytest.param(SpecOptions(terminal=False, rootless=False), 0o700, 0, id="rootful"),
+        pytest.param(
+            SpecOptions(skeleton=True, terminal=False, rootless=False), 0o700, 0, id="rootful"
+        ),
         pytest.param(OPTIONS, 0o700, 0, id="not_mapped"),
         pytest.param(TO_ITSELF, 0o700, 0, id="root_is_root"),
         pytest.param(MAPPED, 0o710, 400_000, id="root_is_another"),
@@ -472,7 +476,7 @@ def killed(*args, **kwargs):
     return done
 setattr(os, call, killed)
 request = BuildRequest.FromString(sys.stdin.buffer.read())
-spec = generate(request, SpecOptions(terminal=False))
+spec = generate(request, SpecOptions(skeleton=True, terminal=False))
 write_bundle(request, Path(sys.argv[1]), spec=spec, force=True)
 """
 

@@ -23,7 +23,7 @@ LOOPS = "Too many levels of symbolic links"
 
 def warnings(tmp_path: Path, options: SpecOptions | None = None, **fields: Any) -> list[str]:
     request = build_request(inputs=[], **fields)
-    options = options or SpecOptions(terminal=False, rootless=False)
+    options = options or SpecOptions(skeleton=True, terminal=False, rootless=False)
     return write_bundle(request, tmp_path / "b", spec=generate(request, options))
 
 
@@ -101,7 +101,8 @@ def test_a_read_only_path_that_is_closed_to_the_build(
     if ids := options.get("ids"):
         options = {"uid_mappings": (IdMapping(*ids),), "gid_mappings": (IdMapping(*ids),)}
     found = about(
-        path, warnings(tmp_path, SpecOptions(terminal=False, **options), **ro_paths(path))
+        path,
+        warnings(tmp_path, SpecOptions(skeleton=True, terminal=False, **options), **ro_paths(path)),
     )
     said = (
         f"{path} is closed to the build (mode {mode:o}, uid {owner[0]}, gid {owner[1]}): it will be"
@@ -235,7 +236,7 @@ def test_a_sandbox_that_is_somebody(
     monkeypatch.setattr(pwd, "getpwuid", accounts.__getitem__)
     if ids := options.pop("ids", None):
         options |= {"uid_mappings": (IdMapping(*ids),), "gid_mappings": (IdMapping(*ids),)}
-    found = warnings(tmp_path, SpecOptions(terminal=False, **options))
+    found = warnings(tmp_path, SpecOptions(skeleton=True, terminal=False, **options))
     named = [
         warning.partition(", and can do here")[0] for warning in found if "of this host," in warning
     ]
@@ -290,7 +291,7 @@ def test_a_shell_that_is_none(
     monkeypatch.chdir(tmp_path)
     shell = tmp_path / "sh"
     make(shell)
-    options = SpecOptions(terminal=False, rootless=False, sandbox_shell=str(shell))
+    options = SpecOptions(skeleton=True, terminal=False, rootless=False, sandbox_shell=str(shell))
     wants_shell = {"system": "x86_64-linux", "provide_bin_sh": True}
     found = warnings(tmp_path, options, constraints=wants_shell)
     assert not any("linked dynamically" in warning for warning in found)

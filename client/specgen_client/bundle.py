@@ -48,7 +48,8 @@ def write_bundle(
     Args:
         request: what is to be built.
         directory: where to write it: a new directory, or one that is empty.
-        spec: what the service, or ``specgen_core.answer``, answered to the request.
+        spec: what the service, or ``specgen_core.answer``, answered to the request; with
+            ``skeleton`` among the options.
         inputs: a directory that holds the inputs, each under its name.
         copy_inputs: copy them, instead of making ``inputs/`` a link to that directory.
         force: replace the bundle that is in the directory. What else is in it stays.
@@ -66,7 +67,7 @@ def write_bundle(
     """
     read = read_request(request)
     config = decoded(spec.json)
-    tree = tree_of(read, config, inputs)
+    tree = tree_of(read, spec, inputs)
     owner = build_owner(config)
     problems = list(host_problems(read, config, directory.absolute(), inputs, copied=copy_inputs))
     if force and inputs is not None and inputs.resolve().is_relative_to(directory.resolve()):

@@ -14,10 +14,14 @@ from typing import Any, NoReturn
 
 import click
 
-from specgen.v1.specgen_pb2 import IdMapping, SpecJSON, SpecOptions
-from specgen_commands.option_flags import DEFAULTS_WITH_SERVER, spec_flags_with, spec_options
+from specgen.v1.specgen_pb2 import SpecJSON
+from specgen_commands.option_flags import (
+    DEFAULTS_WITH_SERVER,
+    given_options,
+    spec_flags_with,
+    spec_options,
+)
 from specgen_core import InvalidRequest, read_request
-from specgen_core import SpecOptions as OptionsInProcess
 from specgen_core.answer import generate
 from specgen_core.text import printable
 from tvix.build.protos.build_pb2 import BuildRequest
@@ -44,6 +48,7 @@ from .console import (
 )
 from .files import write_whole
 from .given_spec import decoded
+from .options_message import options_message
 from .owners import has_user_namespace
 from .request_files import FORMATS, RequestFileError, read_request_file
 
@@ -200,6 +205,7 @@ def bundle_command(
     has_terminal = is_terminal(sys.stdin) and is_terminal(sys.stdout)
     if values["terminal"] is None:
         values["terminal"] = has_terminal
+    values["skeleton"] = True
     spec = _spec(request, server, dict(values))
     mapped_otherwise = values["uid_mapping"] or values["gid_mapping"] or values["id_mappings"]
     if not mapped_otherwise and has_user_namespace(decoded(spec.json)):
@@ -284,10 +290,11 @@ def health_command(server: str, **values: Any) -> None:
 def _spec(request: BuildRequest, server: str | None, values: dict[str, Any]) -> SpecJSON:
     """Return the spec, made in process or by a server; ``values`` are those of the flags."""
     connection = taken_from(values)
-    options = spec_options(**values)
+    given = given_options(**values)
+    options = spec_options(given)
     if server is not None:
         with connected(server, connection) as client:
-            spec = client.generate(request, options=_options_message(values, options))
+            spec = client.generate(request, options=options_message(given))
         try:
             decoded(spec.json)
         except BundleError as error:
@@ -298,17 +305,3 @@ def _spec(request: BuildRequest, server: str | None, values: dict[str, Any]) -> 
         return generate(request, options)
     except InvalidRequest as invalid:
         raise refused(str(invalid).splitlines()) from None
-
-
-def _options_message(values: dict[str, Any], options: OptionsInProcess) -> SpecOptions:
-    """Return just what the flags say; the server has its own for the rest."""
-    message = SpecOptions()
-    for field in ("rootless", "sandbox_shell", "terminal", "cgroup_namespace"):
-        if values[field] is not None:
-            setattr(message, field, values[field])
-    for field in ("uid_mappings", "gid_mappings"):
-        getattr(message, field).extend(
-            IdMapping(container_id=m.container_id, host_id=m.host_id, size=m.size)
-            for m in getattr(options, field)
-        )
-    return message

@@ -11,7 +11,7 @@ from typing import Any
 import click
 import msgspec
 
-from specgen_commands.option_flags import spec_flags, spec_options
+from specgen_commands.option_flags import given_options, spec_flags, spec_options
 
 from ..addresses import AddressError, reserve, unix_path, without_twins
 from ..policy import Policy
@@ -185,7 +185,11 @@ def main(
     workers = _workers(values.pop("workers"), values["listen"])
     own = {name: values.pop(name) for name in Settings.__struct_fields__ if name in values}
     settings = Settings(
-        tls=tls, policy=policy, workers=workers, options=spec_options(**values), **own
+        tls=tls,
+        policy=policy,
+        workers=workers,
+        options=spec_options(given_options(**values)),
+        **own,
     )
     block_stop_signals()
     output = standard_error(alone=True)
