@@ -21,7 +21,7 @@ import pytest
 from support import build_request, file, missing, require
 
 from specgen.v1.specgen_pb2 import SpecJSON
-from specgen_client import BundleError, write_bundle
+from specgen_client import BundleError, placing, write_bundle
 from specgen_client.placing import MARKER
 from specgen_core import IdMapping, SpecOptions
 from specgen_core.answer import generate
@@ -146,6 +146,16 @@ def test_an_input_that_is_not_copied(
         write(tmp_path / "b", request, inputs=tmp_path / "inputs", copy_inputs=True)
     assert names(tmp_path) == {"inputs"}
     subprocess.run(("rm", "-rf", tmp_path / "inputs"), check=True)  # pytest recurses
+
+
+def test_inputs_behind_somebodys_link(secret: Path, tmp_path: Path) -> None:
+    require(os.geteuid() == 0, "root")
+    (tmp_path / "inputs").symlink_to(secret)
+    os.chown(tmp_path / "inputs", SOMEBODY, SOMEBODY, follow_symlinks=False)
+    request = build_request(inputs=[file("file")])
+    with pytest.raises(BundleError, match=f"belongs to uid {SOMEBODY}, who could lead root"):
+        write(tmp_path / "b", request, inputs=tmp_path / "inputs", copy_inputs=True)
+    assert names(tmp_path) == {"inputs", "secret"}
 
 
 def test_an_input_that_is_missing_is_named(tmp_path: Path) -> None:
@@ -447,6 +457,32 @@ def test_two_at_once(tmp_path: Path) -> None:
         with pytest.raises(BundleError, match="another specgen bundle is writing there"):
             write(tmp_path / "b", force=True)
     write(tmp_path / "b", force=True)
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "there"])
+def test_another_run_was_faster(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between looking at DIR and writing there."""
+    bundle = tmp_path / "b"
+    if there:
+        bundle.mkdir()
+    real = placing._workshop if not there else placing._marked
+    done: list[bool] = []
+
+    def late(*args: Any) -> Any:
+        if not done:
+            done.append(True)
+            write(bundle, saying("first"))
+        return real(*args)
+
+    monkeypatch.setattr(placing, real.__name__, late)
+    with pytest.raises(OSError, match="ot empty") as error:
+        write(bundle, saying("second"))
+    assert error.value.filename == str(bundle)
+    assert (bundle / "root/etc/first").exists()
+    assert names(bundle) == ENTRIES
+    assert names(tmp_path) == {"b"}
 
 
 # --- killed -----------------------------------------------------------------------------
