@@ -9,7 +9,6 @@ cd "$(dirname "$0")/.."
 
 name=${1:-localhost/specgen:latest}
 base=docker.io/library/debian:bookworm-slim
-mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -18,6 +17,8 @@ buildah=(buildah --storage-driver "${STORAGE_DRIVER:-vfs}")
 export BUILDAH_ISOLATION=${BUILDAH_ISOLATION:-chroot}
 
 make_base() {
+    local mirror
+    mirror=$(deploy/debian-mirror.sh)
     debootstrap --variant=minbase bookworm "$work/base" "$mirror" >"$work/debootstrap.log" ||
         { tail "$work/debootstrap.log" >&2; return 1; }
     # what makes it "slim": the same is left out of Debian's own

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import grpc
 import grpc_testing
 import pytest
-from support import RunningServer, require, running_server
+from support import RunningServer, everything_is_required, require, running_server
 
 from specgen.v1 import specgen_pb2
 from specgen_server.rpc.service import SpecServicer
 
 __all__ = ["require"]
 
+# Where the suite was started in the background, a shell has Ctrl-C ignored, and all that the
+# tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 SERVICE = specgen_pb2.DESCRIPTOR.services_by_name["SpecService"]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # outermost: an expected failure is known then
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail what is skipped, where everything is required."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and everything_is_required():
+        report.outcome = "failed"
+        reason = report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.longrepr = f"SPECGEN_REQUIRE_ALL is set, and this was skipped. {reason}"
+    return report
 
 
 @pytest.fixture(scope="session")

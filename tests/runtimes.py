@@ -13,6 +13,7 @@ Two facts about hosts shape the command lines (seen with runc 1.1.5 and crun 1.8
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import enum
@@ -41,8 +42,9 @@ from tvix.castore.protos.castore_pb2 import Node
 DEFAULT_TIMEOUT = 60.0
 """Seconds; runc needs about 5 for 2000 inputs."""
 
-USER = "specgen-test"
-"""The unprivileged user. Made where it is not there, with subordinate ids, and kept."""
+_USERS = "specgen-test-"
+USER = f"{_USERS}{os.getpid()}"
+"""The unprivileged user: made for this run where a test needs it, and removed at its end."""
 
 SHELL = shutil.which("busybox") or ""
 TOOLS = (
@@ -58,6 +60,7 @@ TOOLS = (
     "rmdir",
     "sha256sum",
     "touch",
+    "uname",
 )
 
 
@@ -186,12 +189,15 @@ EVERY_WAY = [
 ]
 
 
+USER_TOOLS = ("newuidmap", "newgidmap", "useradd", "usermod", "userdel")
+
+
 def require_runtime(runtime: Runtime, mode: Mode) -> None:
     """Skip the test, or fail it, where a bundle cannot be run in this way."""
     require(os.geteuid() == 0, "root")
-    tools = [runtime.name, "busybox", "unshare", "setpriv", "script"]
+    tools = (runtime.name, "busybox", "unshare", "setpriv", "script")
     if mode is Mode.UNPRIVILEGED:
-        tools += ["newuidmap", "newgidmap", "useradd", "usermod"]
+        tools += USER_TOOLS
     for tool in tools:
         require(shutil.which(tool), tool)
     if mode is Mode.UNPRIVILEGED:
@@ -200,10 +206,9 @@ def require_runtime(runtime: Runtime, mode: Mode) -> None:
 
 @cache
 def _make_user() -> None:
-    try:
-        pwd.getpwnam(USER)
-    except KeyError:
-        subprocess.run(("useradd", "--no-create-home", USER), check=True, capture_output=True)
+    _remove_users()
+    subprocess.run(("useradd", "--no-create-home", USER), check=True, capture_output=True)
+    atexit.register(_remove_user, USER)
     for file, flag in (("/etc/subuid", "--add-subuids"), ("/etc/subgid", "--add-subgids")):
         entries = Path(file).read_text().splitlines() if Path(file).exists() else []
         if not any(entry.startswith(f"{USER}:") for entry in entries):
@@ -211,6 +216,20 @@ def _make_user() -> None:
             first = max(last, 100_000)
             usermod = ("usermod", flag, f"{first}-{first + 65535}", USER)
             subprocess.run(usermod, check=True, capture_output=True)
+
+
+def _remove_users() -> None:
+    """Remove the users of runs that were killed."""
+    for entry in pwd.getpwall():
+        if entry.pw_name.startswith(_USERS):
+            pid = entry.pw_name.removeprefix(_USERS)
+            if not Path("/proc", pid).exists():
+                _remove_user(entry.pw_name)
+
+
+def _remove_user(name: str) -> None:
+    # with its group, and its subordinate ids
+    subprocess.run(("userdel", name), check=True, capture_output=True)
 
 
 # --- bundles --------------------------------------------------------------------------
@@ -264,7 +283,7 @@ def new_lab() -> Iterator[Lab]:
     try:
         path.chmod(0o755)
         (path / "builds").mkdir()
-        if os.geteuid() == 0 and shutil.which("useradd"):
+        if os.geteuid() == 0 and all(map(shutil.which, (RUNC.name, *USER_TOOLS))):
             _make_user()
             entry = pwd.getpwnam(USER)
             os.chown(path / "builds", entry.pw_uid, entry.pw_gid)

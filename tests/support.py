@@ -137,14 +137,17 @@ def large_request(inputs: int = 10_000) -> BuildRequest:
 
 
 def require(present: object, what: str) -> None:
-    """Skip the test where a real component is missing, or fail it with SPECGEN_REQUIRE_ALL=1."""
+    """Skip the test where a real component is missing."""
     if not present:
         missing(what)
 
 
+def everything_is_required() -> bool:
+    """Whether a test that is skipped fails: conftest.py sees to it."""
+    return os.environ.get("SPECGEN_REQUIRE_ALL") == "1"
+
+
 def missing(what: str) -> NoReturn:
-    if os.environ.get("SPECGEN_REQUIRE_ALL") == "1":
-        pytest.fail(f"SPECGEN_REQUIRE_ALL is set, and there is no {what}", pytrace=False)
     pytest.skip(f"no {what}")
 
 

@@ -9,6 +9,8 @@ import sys
 import pytest
 from support import TESTS, require, require_program
 
+pytestmark = pytest.mark.bench
+
 BENCH = TESTS.parent / "bench"
 
 

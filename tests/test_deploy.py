@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import configparser
-import os
 import re
 import shlex
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,10 +87,7 @@ def test_a_kustomization_lists_what_is_there(folder: Path) -> None:
 
 @pytest.mark.parametrize("folder", KUSTOMIZATIONS, ids=lambda path: path.name)
 def test_kustomize_builds(folder: Path) -> None:
-    go = Path(os.environ.get("GOPATH") or Path.home() / "go") / "bin"
-    kustomize = shutil.which("kustomize") or shutil.which("kustomize", path=str(go))
-    if not kustomize:
-        pytest.skip("no kustomize")  # kubectl has one too; no need for it in every run
+    kustomize = require_program("kustomize")
     built = subprocess.run([kustomize, "build", folder], stdout=subprocess.PIPE, check=True)
     for manifest in yaml.safe_load_all(built.stdout):
         kubernetes_validate.validate(manifest, VERSIONS[-1], strict=True)

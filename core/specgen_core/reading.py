@@ -89,9 +89,11 @@ def _read(
 ) -> Request:
     broken = Violations()
     scratch_paths = message.scratch_paths[:]
+    inputs = read_inputs(nodes, broken)
+    args = _command_args(message.command_args[:], broken)
     request = Request(
-        inputs=read_inputs(nodes, broken),
-        command_args=_command_args(message.command_args[:], broken),
+        inputs=inputs,
+        command_args=args,
         working_dir=_directory("working_dir", message.working_dir, broken),
         scratch_paths=_scratch_paths(scratch_paths, broken),
         inputs_dir=_directory("inputs_dir", message.inputs_dir, broken),
@@ -99,6 +101,7 @@ def _read(
         environment=read_environment(variables, broken),
         constraints=_constraints(message, broken),
         additional_files=_additional_files(message.additional_files, broken),
+        command_is_plain_file=_is_plain_file(args, message.inputs_dir, inputs, nodes),
     )
     broken.raise_if_any()
     return request
@@ -203,6 +206,17 @@ def _command_args(args: list[str], broken: Violations) -> list[str]:
     for i in _containing(args, "\0"):
         broken.add(f"command_args[{i}]", "must not contain a NUL byte")
     return args
+
+
+def _is_plain_file(
+    args: list[str], inputs_dir: str, inputs: dict[str, InputKind], nodes: Sequence[Node]
+) -> bool:
+    """Whether the command is an input that is a file, and not executable."""
+    directory = f"/{inputs_dir}/" if inputs_dir else "/"
+    name = args[0].removeprefix(directory) if args and args[0].startswith(directory) else ""
+    if inputs.get(name) != "file" or len(inputs) != len(nodes):
+        return False
+    return not nodes[[*inputs].index(name)].file.executable
 
 
 def _directory(field: str, path: str, broken: Violations) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from ..layout import MountKind, shown
 from ..paths import lies_in
-from ..spec import BUILD_UID, NOFILE
+from ..spec import BUILD_UID
 from .rule import Build, Findings, Rules
 
 RULES = Rules()
@@ -224,25 +224,26 @@ def _mount_over_dev(build: Build) -> Findings:
 
 @RULES.add(
     "private-tmp",
-    "{path} lies in /tmp, which in a rootful spec is root's alone (mode 700): on runc and crun",
-    f'uid {BUILD_UID} gets "Permission denied". Make tmp itself a scratch path, or choose another',
+    "{path} lies in /tmp, which is root's alone (mode {mode}): on runc and crun uid {uid} gets",
+    '"Permission denied". Make tmp itself a scratch path, set tmp_mode to 1777, or choose another',
     "place",
     proven_by=("test_private_tmp", "test_inputs_and_ro_paths_in_private_tmp"),
 )
 def _private_tmp(build: Build) -> Findings:
-    """A rootful spec has a scratch path, inputs or a read-only path in /tmp.
+    """A scratch path, inputs or a read-only path lie in a /tmp that the build may not enter.
 
-    Not, where ``tmp`` itself is a scratch path.
+    Not, where ``tmp`` itself is a scratch path, nor where the build has CAP_DAC_OVERRIDE, as in a
+    rootless spec with its capabilities.
     """
-    layout = build.layout
+    layout, mode = build.layout, build.options.tmp_mode
     places = [(layout.field(n), layout.place(n)) for n in (*layout.scratch, *layout.ro_paths)]
-    if build.options.rootless or any(place == "/tmp" for _, place in places):
-        return  # in a user namespace the build may pass there by CAP_DAC_OVERRIDE
+    if build.may_use_tmp(0o1) or any(place == "/tmp" for _, place in places):
+        return
     if layout.inputs:
         places.insert(len(layout.scratch), ("inputs_dir", f"/{build.request.inputs_dir}/"))
     for field, place in places:
         if place.startswith("/tmp/"):
-            yield field, {"path": shown(place.rstrip("/"))}
+            yield field, {"path": shown(place.rstrip("/")), "mode": mode, "uid": BUILD_UID}
 
 
 _OPEN_FILES = 15  # crun's own; seen: 1009 mounts run, or 1008 with a terminal
@@ -251,17 +252,18 @@ _OPEN_FILES = 15  # crun's own; seen: 1009 mounts run, or 1008 with a terminal
 @RULES.add(
     "too-many-mounts",
     "{mounts} inputs and other read-only mounts: crun holds a file open for each, and the spec's",
-    f'own limit of {NOFILE} open files leaves room for {{most}} ("Too many open files"). runc',
+    'own limit of {limit} open files leaves room for {most} ("Too many open files"). runc',
     "runs it, but 1.1 run by root for a rootless spec only as long as the paths of all that is",
     "mounted take less than 64 KiB",
     proven_by=("test_too_many_mounts",),
 )
 def _too_many_mounts(build: Build) -> Findings:
-    """There are more than 1009 read-only mounts; 1008 with a terminal.
+    """There are more read-only mounts than ``nofile`` leaves room for: by default, 1009.
 
-    They are inputs, read-only paths, sandbox shell and files of /etc.
+    They are inputs, read-only paths, sandbox shell and files of /etc. A terminal takes one.
     """
     mounts = len(build.layout.mounts) - build.layout.inputs.start
-    most = NOFILE - _OPEN_FILES - build.options.terminal
-    if mounts > most:
-        yield "inputs", {"mounts": mounts, "most": most}
+    limit = build.options.nofile.soft
+    most = limit - _OPEN_FILES - build.options.terminal
+    if limit and mounts > most:
+        yield "inputs", {"mounts": mounts, "limit": limit, "most": most}

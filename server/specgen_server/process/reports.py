@@ -1,16 +1,14 @@
-"""What a worker reports to whoever serves its metrics, and the signals both go by."""
+"""What a worker reports to whoever serves its metrics."""
 
 from __future__ import annotations
-
-import signal
 
 import msgspec
 
 from ..telemetry.stats import CallStats
 
-__all__ = ["STOP_SIGNALS", "Report"]
+__all__ = ["MOST_REPORT_BYTES", "Report"]
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+MOST_REPORT_BYTES = 128 * 1024  # as JSON; it has some kB
 
 
 class Report(msgspec.Struct):

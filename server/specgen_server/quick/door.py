@@ -10,10 +10,11 @@ from google.protobuf.message import DecodeError
 
 from specgen.v1.specgen_pb2 import SpecJSON
 from specgen_core import InvalidRequest, SpecOptions, oci
+from specgen_core.diagnostics import TMP_VARIABLES
 from specgen_core.paths import nearest_above, path_problems
 from specgen_core.reading import read_environment, read_inputs
 from specgen_core.violations import Violations
-from specgen_core.wire import head, view_of
+from specgen_core.wire import delimited, field_head, view_of
 from tvix.build.protos.build_pb2 import BuildRequest
 from tvix.castore.protos.castore_pb2 import Node
 
@@ -22,9 +23,7 @@ from .pieces import Pieces
 
 __all__ = ["Quick"]
 
-# Beyond these the plain way is asked: an argument may be too long, or the mounts too many.
-_MOST_BYTES = 128 * 1024
-_MOST_INPUTS = 900
+_MOST_BYTES = 128 * 1024  # beyond, an argument may be too long
 
 _MiB = 1 << 20
 _OF_INPUTS = 8 * _MiB  # for each inputs_dir
@@ -37,6 +36,10 @@ _View = view_of(BuildRequest, opaque=("inputs", "environment_vars"), merged=("co
 _Known: TypeAlias = tuple[str, bytes]
 """A name or key, to sort by, and what stands for it in the JSON."""
 _key, _piece = itemgetter(0), itemgetter(1)
+
+_KnownVariable: TypeAlias = tuple[str, bytes, bytes]
+"""And the variable on the wire, where a diagnostic may look at it."""
+_watched = itemgetter(2)
 
 
 class Quick:
@@ -87,8 +90,7 @@ class Quick:
         keys = [*map(_key, variables)]
         args = view.command_args[:]
         if (
-            len(names) > _MOST_INPUTS
-            or names != sorted(names)
+            names != sorted(names)
             or keys != sorted(keys)
             or len(set(names)) != len(names)
             or len(set(keys)) != len(keys)
@@ -108,10 +110,11 @@ class Quick:
             args[0],
             b"" if command_input is None else elements[command_input],
             bool(names),
+            b"".join(map(_watched, variables)),
             options,
         )
         (frame,) = self._frames.of([key])
-        if frame is None:
+        if frame is None or len(names) > frame.most_inputs:
             return None
         outputs = view.outputs[:]
         written = SpecJSON()
@@ -143,7 +146,7 @@ class Quick:
         )
         return b"".join(
             (
-                head(SpecJSON.JSON_FIELD_NUMBER, len(json)),
+                field_head(SpecJSON.JSON_FIELD_NUMBER, len(json)),
                 json,
                 frame.scratch_dirs,
                 written.SerializeToString(),
@@ -164,11 +167,21 @@ def _index_of(path: str, inputs_dir: str, names: list[str]) -> int | None:
 # --- pieces, as the plain way makes them ----------------------------------------------
 
 
-def _variables(elements: list[bytes]) -> list[_Known]:
+def _variables(elements: list[bytes]) -> list[_KnownVariable]:
     broken = Violations()
     read = read_environment([*map(BuildRequest.EnvVar.FromString, elements)], broken)
     broken.raise_if_any()
-    return [(variable.key, oci.encode(f"{variable.key}={variable.value}")) for variable in read]
+    return [
+        (
+            variable.key,
+            oci.encode(f"{variable.key}={variable.value}"),
+            delimited(_VARIABLES, element) if variable.key in TMP_VARIABLES else b"",
+        )
+        for element, variable in zip(elements, read)
+    ]
+
+
+_VARIABLES = BuildRequest.ENVIRONMENT_VARS_FIELD_NUMBER
 
 
 def _inputs_into(inputs_dir: str) -> Pieces[bytes, _Known]:
@@ -190,11 +203,13 @@ def _frame(key: FrameKey, plain: Plain) -> Frame | None:
         return None
 
 
-def _size(key: bytes, known: _Known) -> int:
-    return len(key) + len(known[0]) + len(known[1])
+def _size(key: bytes, known: tuple[str | bytes, ...]) -> int:
+    return len(key) + sum(map(len, known))
 
 
 def _frame_size(key: FrameKey, frame: Frame | None) -> int:
-    texts = sum(map(len, (key.working_dir, key.inputs_dir, key.command, key.command_input)))
+    texts = sum(
+        map(len, (key.working_dir, key.inputs_dir, key.command, key.command_input, key.watched))
+    )
     lists = sum(map(len, (*key.scratch_paths, *key.constraints)))
     return texts + lists + (frame.size if frame else 0)

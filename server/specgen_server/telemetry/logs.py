@@ -3,37 +3,58 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
 
+from specgen_core.text import printable
+
+from .log_output import LogOutput
 from .stats import CallRecord
 
-__all__ = ["LogFormat", "call_lines", "configure_logging", "listening"]
+__all__ = ["LogFormat", "call_lines", "configure_logging", "listening", "name_of"]
 
 listening = logging.getLogger("specgen_server.listening")
 
 LogFormat = Literal["human", "json"]
 
+_LONGEST_NAME = 128  # characters
 
-def configure_logging(format_: LogFormat, level: str) -> None:
-    """Send all log lines to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
+
+def name_of(text: str) -> str:
+    """Return what callers call themselves or their calls, in a form that can be logged."""
+    return printable(text[:_LONGEST_NAME])
+
+
+def configure_logging(format_: LogFormat, level: str, output: LogOutput) -> None:
+    """Send all log lines to ``output``."""
+    handler = _Handler(output)
     handler.setFormatter(_JsonFormatter() if format_ == "json" else _HumanFormatter())
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     # which address it is must be known at every level, for port 0 above all
     listening.setLevel(logging.INFO)
 
 
+class _Handler(logging.Handler):
+    def __init__(self, output: LogOutput) -> None:
+        super().__init__()
+        self._output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._output.write(self.format(record) + "\n")
+
+
 class _HumanFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        line = f"{_time(record.created)} {record.levelname.lower()}: {record.getMessage()}"
+        message = printable(record.getMessage())
+        line = f"{_time(record.created)} {record.levelname.lower()}: {message}"
         if request_id := getattr(record, "request_id", ""):
-            line += f" request_id={request_id}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+            line += f" request_id={_word(request_id)}"
+        if record.exc_info:
+            line += "\n" + _printable_lines(self.formatException(record.exc_info))
+        return line
 
 
 class _JsonFormatter(logging.Formatter):
@@ -41,14 +62,18 @@ class _JsonFormatter(logging.Formatter):
         line = {
             "time": _time(record.created),
             "level": record.levelname.lower(),
-            "message": record.getMessage(),
+            "message": printable(record.getMessage()),
             "logger": record.name,
         }
         if request_id := getattr(record, "request_id", ""):
             line["request_id"] = request_id
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+            line["traceback"] = _printable_lines(self.formatException(record.exc_info))
         return msgspec.json.encode(line).decode()
+
+
+def _printable_lines(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def call_lines(records: Iterable[CallRecord], format_: LogFormat) -> str:
@@ -58,12 +83,19 @@ def call_lines(records: Iterable[CallRecord], format_: LogFormat) -> str:
 
 
 def _human_line(record: CallRecord) -> str:
-    caller = f" caller={record.caller}" if record.caller else ""
+    field = f" field={_word(record.field)}" if record.field else ""
+    caller = f" caller={_word(record.caller)}" if record.caller else ""
     return (
         f"{_time(record.ended)} info: {record.method} {record.code} {record.seconds * 1000:.2f}ms "
         f"request={record.request_bytes}B response={record.response_bytes}B "
-        f"builds={len(record.builds)} peer={record.peer}{caller} request_id={record.request_id}\n"
+        f"builds={len(record.builds)}{field} peer={record.peer}{caller} "
+        f"request_id={_word(record.request_id)}\n"
     )
+
+
+def _word(text: str) -> str:
+    """Return a value that cannot pass for several, or for other parts of its line."""
+    return msgspec.json.encode(text).decode() if any(c in text for c in ' "=') else text
 
 
 def _json_line(record: CallRecord) -> str:
@@ -80,6 +112,8 @@ def _json_line(record: CallRecord) -> str:
         "peer": record.peer,
         "request_id": record.request_id,
     }
+    if record.field:
+        line["field"] = record.field
     if record.caller:
         line["caller"] = record.caller
     return msgspec.json.encode(line).decode() + "\n"

@@ -1,11 +1,10 @@
-"""Prometheus metrics of all workers, served over HTTP at one address."""
+"""The counts of all workers as Prometheus metrics."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -14,10 +13,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from ..addresses import AddressError
 from .stats import CallStats, Distribution
 
-__all__ = ["Metrics", "serve_metrics"]
+__all__ = ["Metrics"]
 
 
 class Metrics(Collector):
@@ -40,6 +38,11 @@ class Metrics(Collector):
         with self._lock:
             self._in_flight.pop(worker, None)
             self._restarts += 1
+
+    def log_lines_dropped(self, lines: int) -> None:
+        """Count lines of a supervisor's own log, and of those that it passes on."""
+        with self._lock:
+            self._stats.log_lines_dropped += lines
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics; names and units follow Prometheus' conventions."""
@@ -73,6 +76,11 @@ class Metrics(Collector):
             yield CounterMetricFamily(
                 "specgen_worker_restarts", "Workers that died and were replaced.", self._restarts
             )
+            yield CounterMetricFamily(
+                "specgen_log_lines_dropped",
+                "Log lines that could not be written.",
+                stats.log_lines_dropped,
+            )
 
 
 def _add_distribution(
@@ -88,21 +96,3 @@ def _add_distribution(
 
 def _bound(bound: float) -> str:
     return "+Inf" if bound == float("inf") else repr(float(bound))
-
-
-def serve_metrics(address: str, metrics: Metrics) -> Callable[[], None]:
-    """Serve ``/metrics`` at HOST:PORT until the returned function is called.
-
-    Raises:
-        AddressError: it cannot be listened on.
-    """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 0xFFFF:
-        raise AddressError(f"cannot serve metrics at {address}: it is not HOST:PORT")
-    registry = CollectorRegistry()
-    registry.register(metrics)
-    try:
-        server, _ = start_http_server(int(port), host.strip("[]"), registry)
-    except OSError as error:
-        raise AddressError(f"cannot serve metrics at {address}: {error.strerror}") from None
-    return server.shutdown

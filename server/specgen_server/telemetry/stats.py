@@ -42,6 +42,8 @@ class CallRecord(msgspec.Struct, gc=False):
     began: float = 0.0
     """By the clock of ``time.perf_counter``."""
     code: str = "OK"
+    field: str = ""
+    """The first field of a request that was refused."""
     seconds: float = 0.0
     ended: float = 0.0
     """Seconds since the epoch."""
@@ -83,6 +85,7 @@ class CallStats(msgspec.Struct):
     request_bytes: dict[str, Distribution] = {}
     response_bytes: dict[str, Distribution] = {}
     inputs: Distribution = msgspec.field(default_factory=lambda: Distribution.over(INPUTS))
+    log_lines_dropped: int = 0
 
     def record(self, records: Iterable[CallRecord]) -> None:
         """Count calls."""
@@ -115,3 +118,4 @@ class CallStats(msgspec.Struct):
             for method, distribution in theirs.items():
                 mine.setdefault(method, Distribution.over(distribution.bounds)).add(distribution)
         self.inputs.add(other.inputs)
+        self.log_lines_dropped += other.log_lines_dropped
