@@ -266,6 +266,26 @@ TO_ITSELF = SpecOptions(
     [
         pytest.param(SpecOptions(terminal=False, rootless=False), 0o700, 0, id="rootful"),
         pytest.param(OPTIONS, 0o700, 0, id="not_mapped"),
+        pytest.param(
+            SpecOptions(
+                terminal=False,
+                uid_mappings=(IdMapping(1000, 300_000, 1),),
+                gid_mappings=(IdMapping(0, 400_000, 200),),
+            ),
+            0o710,
+            400_000,
+            id="root_without_uid",
+        ),
+        pytest.param(
+            SpecOptions(
+                terminal=False,
+                uid_mappings=(IdMapping(0, 300_000, 2000),),
+                gid_mappings=(IdMapping(100, 400_000, 1),),
+            ),
+            0o700,
+            0,
+            id="root_without_gid",
+        ),
         pytest.param(TO_ITSELF, 0o700, 0, id="root_is_root"),
         pytest.param(MAPPED, 0o710, 400_000, id="root_is_another"),
     ],
