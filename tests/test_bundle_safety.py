@@ -21,7 +21,7 @@ import pytest
 from support import build_request, file, missing, require
 
 from specgen.v1.specgen_pb2 import SpecJSON
-from specgen_client import BundleError, write_bundle
+from specgen_client import BundleError, placing, write_bundle
 from specgen_client.placing import MARKER
 from specgen_core import IdMapping, SpecOptions
 from specgen_core.answer import generate
@@ -148,6 +148,16 @@ def test_an_input_that_is_not_copied(
     subprocess.run(("rm", "-rf", tmp_path / "inputs"), check=True)  # pytest recurses
 
 
+def test_inputs_behind_somebodys_link(secret: Path, tmp_path: Path) -> None:
+    require(os.geteuid() == 0, "root")
+    (tmp_path / "inputs").symlink_to(secret)
+    os.chown(tmp_path / "inputs", SOMEBODY, SOMEBODY, follow_symlinks=False)
+    request = build_request(inputs=[file("file")])
+    with pytest.raises(BundleError, match=f"belongs to uid {SOMEBODY}, who could lead root"):
+        write(tmp_path / "b", request, inputs=tmp_path / "inputs", copy_inputs=True)
+    assert names(tmp_path) == {"inputs", "secret"}
+
+
 def test_an_input_that_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "inputs/dir").mkdir(parents=True)
     request = build_request(inputs=[directory("dir"), file("none")])
@@ -260,6 +270,26 @@ TO_ITSELF = SpecOptions(
             SpecOptions(skeleton=True, terminal=False, rootless=False), 0o700, 0, id="rootful"
         ),
         pytest.param(OPTIONS, 0o700, 0, id="not_mapped"),
+        pytest.param(
+            SpecOptions(
+                terminal=False,
+                uid_mappings=(IdMapping(1000, 300_000, 1),),
+                gid_mappings=(IdMapping(0, 400_000, 200),),
+            ),
+            0o710,
+            400_000,
+            id="root_without_uid",
+        ),
+        pytest.param(
+            SpecOptions(
+                terminal=False,
+                uid_mappings=(IdMapping(0, 300_000, 2000),),
+                gid_mappings=(IdMapping(100, 400_000, 1),),
+            ),
+            0o700,
+            0,
+            id="root_without_gid",
+        ),
         pytest.param(TO_ITSELF, 0o700, 0, id="root_is_root"),
         pytest.param(MAPPED, 0o710, 400_000, id="root_is_another"),
     ],
@@ -451,6 +481,32 @@ def test_two_at_once(tmp_path: Path) -> None:
         with pytest.raises(BundleError, match="another specgen bundle is writing there"):
             write(tmp_path / "b", force=True)
     write(tmp_path / "b", force=True)
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "there"])
+def test_another_run_was_faster(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between looking at DIR and writing there."""
+    bundle = tmp_path / "b"
+    if there:
+        bundle.mkdir()
+    real = placing._workshop if not there else placing._marked
+    done: list[bool] = []
+
+    def late(*args: Any) -> Any:
+        if not done:
+            done.append(True)
+            write(bundle, saying("first"))
+        return real(*args)
+
+    monkeypatch.setattr(placing, real.__name__, late)
+    with pytest.raises(OSError, match="ot empty") as error:
+        write(bundle, saying("second"))
+    assert error.value.filename == str(bundle)
+    assert (bundle / "root/etc/first").exists()
+    assert names(bundle) == ENTRIES
+    assert names(tmp_path) == {"b"}
 
 
 # --- killed -----------------------------------------------------------------------------

@@ -126,8 +126,10 @@ def test_completion_as_the_readme_has_it(tmp_path: Path) -> None:
 # --- output -------------------------------------------------------------------------------
 
 
-def test_a_dash_is_standard_output(request_file: Path, tmp_path: Path) -> None:
-    os.chdir(tmp_path)
+def test_a_dash_is_standard_output(
+    request_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, ["generate", str(request_file), "-o", "-"])
     assert (result.exit_code, result.stdout) == (0, f"{SPEC}\n")
     assert [path.name for path in tmp_path.iterdir()] == [request_file.name]

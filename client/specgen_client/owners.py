@@ -61,26 +61,24 @@ def close_to_others(directory: int, spec: oci.Spec) -> None:
         with contextlib.suppress(OSError):  # it has none: see acl(5)
             os.removexattr(directory, acl)
     os.fchmod(directory, 0o700)
-    root = on_host(spec, 0, 0)
     owner = os.fstat(directory).st_uid
-    if root is None or root[0] == owner or not has_user_namespace(spec):
+    uid, gid = _mapped(spec.linux.uid_mappings, 0), _mapped(spec.linux.gid_mappings, 0)
+    if not has_user_namespace(spec) or uid == owner or gid is None:
         return
-    if os.geteuid() == 0:
-        try:
-            os.fchown(directory, -1, root[1])
-        except OSError as error:
-            raise BundleError(
-                "this user namespace has too few ids, see /proc/self/gid_map: the gid"
-                f" {root[1]} of the sandbox's root is not among them ({error.strerror})"
-            ) from None
-    else:
-        try:
-            chown_to_subordinate(owner, root[1], directory, only_itself=True)
-        except CannotMap as error:
-            raise BundleError(
-                f"the sandbox's root is uid {root[0]} of this host, who must enter it by its gid"
-                f" {root[1]}: {error}"
-            ) from None
+    try:
+        if os.geteuid() == 0:
+            os.fchown(directory, -1, gid)
+        else:
+            chown_to_subordinate(owner, gid, directory, only_itself=True)
+    except OSError as error:
+        raise BundleError(
+            "this user namespace has too few ids, see /proc/self/gid_map: the gid"
+            f" {gid} of the sandbox's root is not among them ({error.strerror})"
+        ) from None
+    except CannotMap as error:
+        raise BundleError(
+            f"the sandbox's root must enter it, by its gid {gid} of this host: {error}"
+        ) from None
     os.fchmod(directory, 0o710)
 
 

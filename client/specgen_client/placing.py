@@ -64,7 +64,10 @@ def new_contents(directory: Path, *, force: bool, admit: Callable[[int], None]) 
                 admit(contents)
             finally:
                 os.close(contents)
-            os.rename("bundle", name, src_dir_fd=shop, dst_dir_fd=parent)
+            try:
+                os.rename("bundle", name, src_dir_fd=shop, dst_dir_fd=parent)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(directory)) from None
     finally:
         os.close(parent)
 
@@ -102,6 +105,8 @@ def _in_directory(
     try:
         _check_replaceable(fd, shown, force=force)
         with _marked(fd):
+            if not force and any(exists(fd, name) for name in _BUNDLE):
+                raise _not_empty(shown)  # another run wrote it since we looked
             _remove_leftovers(fd, _INSIDE)
             with _workshop(fd, _INSIDE, shown) as shop:
                 contents = make_directory(shop, "bundle", 0o700)
@@ -121,9 +126,7 @@ def _check_replaceable(fd: int, shown: Path, *, force: bool) -> None:
     leftovers = _leftover_names(_INSIDE)
     there = sorted(entry for entry in os.listdir(fd) if not leftovers.fullmatch(entry))
     if there not in ([], [MARKER]) and not force:
-        raise FileExistsError(
-            errno.EEXIST, "is not empty; --force replaces the bundle in it", str(shown)
-        )
+        raise _not_empty(shown)
     status = os.fstat(fd)
     owner = status.st_uid
     if status.st_mode & stat.S_ISVTX and status.st_mode & stat.S_IWOTH:
@@ -142,6 +145,12 @@ def _check_replaceable(fd: int, shown: Path, *, force: bool) -> None:
     for mounted in mount_points():
         if any(mounted.path.is_relative_to(shown / name) for name in _BUNDLE):
             raise BundleError(f"{mounted.path} is a mount point: unmount it first")
+
+
+def _not_empty(shown: Path) -> FileExistsError:
+    return FileExistsError(
+        errno.EEXIST, "is not empty; --force replaces the bundle in it", str(shown)
+    )
 
 
 def _is_marked(fd: int) -> bool:
@@ -218,7 +227,7 @@ def _remove_leftovers(parent: int, name: str) -> None:
     names = _leftover_names(name)
     for entry in os.listdir(parent):
         if names.fullmatch(entry):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, BundleError):
                 _remove_if_left(parent, entry)
 
 
