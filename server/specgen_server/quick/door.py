@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from operator import itemgetter
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from google.protobuf.message import DecodeError
 
 from specgen.v1.specgen_pb2 import SpecJSON
 from specgen_core import InvalidRequest, SpecOptions, oci
 from specgen_core.diagnostics import TMP_VARIABLES
-from specgen_core.paths import nearest_above, path_problems
 from specgen_core.reading import read_environment, read_inputs
 from specgen_core.violations import Violations
 from specgen_core.wire import delimited, field_head, view_of
@@ -56,8 +56,10 @@ class Quick:
             most=_DIRECTORIES * (_OF_INPUTS + 1024),
             size=lambda _key, _value: _OF_INPUTS,
         )
-        self._frames: Pieces[FrameKey, Frame | None] = Pieces(
-            lambda keys: [_frame(key, plain) for key in keys], most=_OF_FRAMES, size=_frame_size
+        self._frames: Pieces[tuple[Any, ...], Frame | None] = Pieces(
+            lambda keys: [_frame(FrameKey(*key), plain) for key in keys],
+            most=_OF_FRAMES,
+            size=_frame_size,
         )
 
     @property
@@ -81,8 +83,7 @@ class Quick:
             view = _View.FromString(wire)
             inputs_dir = view.inputs_dir
             elements = view.inputs[:]
-            (known_inputs,) = self._inputs.of([inputs_dir])
-            inputs = known_inputs.of(elements)
+            inputs = self._inputs.one(inputs_dir).of(elements)
             variables = self._variables.of(view.environment_vars[:])
         except (DecodeError, InvalidRequest, NotRoutineError):
             return None
@@ -100,12 +101,11 @@ class Quick:
             or view.additional_files
         ):
             return None
-        scratch_paths = tuple(view.scratch_paths[:])
         command_input = _index_of(args[0], inputs_dir, names)
-        key = FrameKey(
+        key = (
             view.working_dir,
             inputs_dir,
-            scratch_paths,
+            tuple(view.scratch_paths[:]),
             tuple(view.constraints[:]),
             args[0],
             b"" if command_input is None else elements[command_input],
@@ -113,24 +113,15 @@ class Quick:
             b"".join(map(_watched, variables)),
             options,
         )
-        (frame,) = self._frames.of([key])
+        frame = self._frames.one(key)
         if frame is None or len(names) > frame.most_inputs:
             return None
-        outputs = view.outputs[:]
         written = SpecJSON()
-        for path, scratch in zip(outputs, nearest_above(outputs, scratch_paths)):
-            if (
-                scratch is None
-                or path == scratch
-                or len(path) > 255
-                or not path.isascii()
-                or path_problems(path)
-                or _index_of(f"/{path}", inputs_dir, names) is not None
-            ):
+        for path in view.outputs[:]:
+            place = _bundle_path(path, frame) if _is_plain_path(path) else None
+            if place is None or _index_of(f"/{path}", inputs_dir, names) is not None:
                 return None
-            written.output_paths.add(
-                path=path, bundle_path=frame.bundle_paths[scratch] + path[len(scratch) :]
-            )
+            written.output_paths.add(path=path, bundle_path=place)
         if inputs_of_builds is not None:
             inputs_of_builds.append(len(names))
         json = b"".join(
@@ -153,6 +144,19 @@ class Quick:
                 frame.diagnostics,
             )
         )
+
+
+_is_plain_path = re.compile(
+    r"(?=.{1,255}\Z)(?:[\w+=?-][\w+=?.-]*/)+[\w+=?-][\w+=?.-]*", re.A
+).fullmatch
+
+
+def _bundle_path(path: str, frame: Frame) -> str | None:
+    """Return where in the bundle an output lies, if it is under a scratch path."""
+    for above, bundle_path in frame.scratch:
+        if path.startswith(above):
+            return bundle_path + path[len(above) :]
+    return None
 
 
 def _index_of(path: str, inputs_dir: str, names: list[str]) -> int | None:
@@ -207,7 +211,8 @@ def _size(key: bytes, known: tuple[str | bytes, ...]) -> int:
     return len(key) + sum(map(len, known))
 
 
-def _frame_size(key: FrameKey, frame: Frame | None) -> int:
+def _frame_size(parts: tuple[Any, ...], frame: Frame | None) -> int:
+    key = FrameKey(*parts)
     texts = sum(
         map(len, (key.working_dir, key.inputs_dir, key.command, key.command_input, key.watched))
     )

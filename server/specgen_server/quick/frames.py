@@ -50,13 +50,13 @@ class Frame(NamedTuple):
     diagnostics: bytes
     most_inputs: int
     """With more of them, the mounts may be too many."""
-    bundle_paths: dict[str, str]
-    """Where each scratch path lies in the bundle."""
+    scratch: tuple[tuple[str, str], ...]
+    """Each scratch path and where it lies in the bundle, with a slash, the deepest first."""
 
     @property
     def size(self) -> int:
         """How many bytes are in it, about."""
-        paths = sum(len(one) + len(other) for one, other in self.bundle_paths.items())
+        paths = sum(len(one) + len(other) for one, other in self.scratch)
         return paths + sum(len(part) for part in self if isinstance(part, bytes))
 
 
@@ -121,7 +121,10 @@ def make_frame(key: FrameKey, plain: Plain) -> Frame:
         SpecJSON(scratch_dirs=answer.scratch_dirs).SerializeToString(),
         SpecJSON(diagnostics=answer.diagnostics).SerializeToString(),
         _most_inputs(read, key.options),
-        {found.path: found.bundle_path for found in answer.scratch_dirs},
+        tuple(
+            (f"{found.path}/", f"{found.bundle_path}/")
+            for found in sorted(answer.scratch_dirs, key=lambda found: -len(found.path))
+        ),
     )
 
 
