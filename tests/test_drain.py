@@ -39,8 +39,8 @@ class OpenStream:
 
 
 @pytest.fixture
-def draining(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[RunningServer]:
-    flags = getattr(request, "param", ("--grace", "20"))
+def draining(tmp_path: Path, way: str, request: pytest.FixtureRequest) -> Iterator[RunningServer]:
+    flags = (way, *getattr(request, "param", ("--grace", "20")))
     with running_server("127.0.0.1:0", tmp_path / "log", "--workers", "1", *flags) as server:
         yield server
 
@@ -121,8 +121,8 @@ def test_a_watcher_of_health_does_not_hold_it_up(draining: RunningServer) -> Non
         assert draining.process.wait(5) == 0
 
 
-def test_callers_move_to_another_server(tmp_path: Path) -> None:
-    flags = ("--workers", "1", "--drain-delay", "0.2")
+def test_callers_move_to_another_server(tmp_path: Path, way: str) -> None:
+    flags = (way, "--workers", "1", "--drain-delay", "0.2")
     with (
         running_server("127.0.0.1:0", tmp_path / "one", *flags) as one,
         running_server("127.0.0.1:0", tmp_path / "two", *flags) as two,

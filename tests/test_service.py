@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import grpc
 import grpc_testing
 import pytest
-from conftest import SERVICE
+from conftest import SERVICE, in_process_server
 from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import BadRequest
 from google.rpc.status_pb2 import Status
@@ -33,8 +33,8 @@ from specgen_core import IdMapping as OwnIdMapping
 from specgen_core import SpecOptions as OwnSpecOptions
 from specgen_core.answer import generate, generate_wire
 from specgen_server.rpc.server import Server
-from specgen_server.rpc.service import SpecServicer
 from specgen_server.settings import Settings
+from specgen_server.telemetry.stats import CallRecord
 from tvix.build.protos.build_pb2 import BuildRequest
 
 UNARY = "/specgen.v1.SpecService/GenerateSpec"
@@ -83,9 +83,10 @@ class InProcess:
 
     def unary(self, request: BuildRequest, metadata: Metadata = ()) -> Answer:
         method = SERVICE.methods_by_name["GenerateSpec"]
-        rpc = self._server.invoke_unary_unary(method, metadata, request, None)
+        wire = request.SerializeToString()
+        rpc = self._server.invoke_unary_unary(method, metadata, wire, None)
         response, _, code, details = rpc.termination()
-        return Answer(code, details, [response] if response else [])
+        return Answer(code, details, [SpecJSON.FromString(response)] if response else [])
 
     def bulk(self, requests: Sequence[GenerateSpecsRequest], metadata: Metadata = ()) -> Answer:
         method = SERVICE.methods_by_name["GenerateSpecs"]
@@ -93,8 +94,8 @@ class InProcess:
         responses = []
         try:
             for request in requests:
-                rpc.send_request(request)
-                responses.append(rpc.take_response())
+                rpc.send_request(request.SerializeToString())
+                responses.append(GenerateSpecsResponse.FromString(rpc.take_response()))
         except ValueError:
             pass  # it has ended
         else:
@@ -136,7 +137,7 @@ def ended_stream(call: Any) -> Answer:
 
 
 @pytest.fixture(params=["in_process", "socket"])
-def caller(request: pytest.FixtureRequest) -> Caller:
+def caller(request: pytest.FixtureRequest, way: str) -> Caller:
     if request.param == "in_process":
         return InProcess(request.getfixturevalue("in_process"))
     return Socket(request.getfixturevalue("channel"))
@@ -325,11 +326,11 @@ def test_other_metadata_is_nobodys_business(caller: Caller) -> None:
 
 
 @pytest.fixture
-def rootful_servicer() -> SpecServicer:
+def mapped_server() -> grpc_testing.Server:
     mapped = OwnSpecOptions(
         sandbox_shell="/server/sh", terminal=False, uid_mappings=(OwnIdMapping(0, 5, 1),)
     )
-    return SpecServicer(mapped)
+    return in_process_server(Settings(options=mapped))
 
 
 @pytest.mark.parametrize(
@@ -355,19 +356,18 @@ def rootful_servicer() -> SpecServicer:
     ],
 )
 def test_options_of_the_server(
-    rootful_servicer: SpecServicer, metadata: Metadata, options: OwnSpecOptions
+    mapped_server: grpc_testing.Server, metadata: Metadata, options: OwnSpecOptions
 ) -> None:
     request = golden_case("bin_sh").request
-    testing = grpc_testing.server_from_dictionary(
-        {SERVICE: rootful_servicer}, grpc_testing.strict_real_time()
-    )
 
-    answer = InProcess(testing).unary(request, metadata)
+    answer = InProcess(mapped_server).unary(request, metadata)
 
     assert answer.responses == [generate(request, options)]
 
 
-def test_options_by_flags_and_environment(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_by_flags_and_environment(
+    tmp_path: Any, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SPECGEN_SANDBOX_SHELL", "/of/the/environment")
     request = golden_case("bin_sh").request
     options = OwnSpecOptions(
@@ -378,6 +378,7 @@ def test_options_by_flags_and_environment(tmp_path: Any, monkeypatch: pytest.Mon
         running_server(
             "127.0.0.1:0",
             tmp_path / "log",
+            way,
             "--rootful",
             "--no-terminal",
             "--no-cgroup-namespace",
@@ -611,7 +612,7 @@ def test_cancelled_streams_leave_no_thread_behind(channel: grpc.Channel) -> None
     assert Socket(channel).unary(build_request()).code is grpc.StatusCode.OK
 
 
-def test_work_for_a_cancelled_stream_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_for_a_cancelled_stream_stops(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The builds of a chunk that nobody waits for any more are not generated."""
     started, cancelled = threading.Event(), threading.Event()
     generated = []
@@ -623,7 +624,7 @@ def test_work_for_a_cancelled_stream_stops(monkeypatch: pytest.MonkeyPatch) -> N
         return generate_wire(request, options, **rest)
 
     monkeypatch.setattr(specgen_server.rpc.service, "generate_wire", slow)
-    with own_server() as (channel, server):
+    with own_server(way) as (channel, server):
         chunk = GenerateSpecsRequest(requests=[build_request()] * 1000)
         call = SpecServiceStub(channel).GenerateSpecs(iter([chunk]), timeout=SECONDS)
         assert started.wait(SECONDS)
@@ -631,7 +632,7 @@ def test_work_for_a_cancelled_stream_stops(monkeypatch: pytest.MonkeyPatch) -> N
         assert server.stop(0)(SECONDS)  # so that the server knows
         cancelled.set()
         deadline = time.monotonic() + SECONDS
-        while server.calls.in_flight:
+        while server.in_flight:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
@@ -642,9 +643,12 @@ def test_work_for_a_cancelled_stream_stops(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @contextlib.contextmanager
-def own_server() -> Iterator[tuple[grpc.Channel, Server]]:
+def own_server(
+    way: str, records: list[CallRecord] | None = None, **settings: Any
+) -> Iterator[tuple[grpc.Channel, Server]]:
     """Run a real server in this process, so that its insides can be replaced."""
-    server = Server(Settings(), enter=lambda record: None)
+    enter = (records if records is not None else []).append
+    server = Server(Settings(call_lane=way == "--call-lane", **settings), enter=enter)
     address = server.bind("127.0.0.1:0")
     server.start()
 
@@ -654,12 +658,12 @@ def own_server() -> Iterator[tuple[grpc.Channel, Server]]:
 
 
 @pytest.fixture(params=["in_process", "socket"])
-def caller_of_this_process(request: pytest.FixtureRequest) -> Iterator[Caller]:
+def caller_of_this_process(request: pytest.FixtureRequest, way: str) -> Iterator[Caller]:
     """Like ``caller``, but the server behind the socket runs in this process."""
     if request.param == "in_process":
         yield InProcess(request.getfixturevalue("in_process"))
         return
-    with own_server() as (channel, _):
+    with own_server(way) as (channel, _):
         yield Socket(channel)
 
 
@@ -699,8 +703,10 @@ def test_unexpected_error(caller_of_this_process: Caller, caplog: pytest.LogCapt
 
 
 @pytest.mark.usefixtures("broken")
-def test_the_line_of_an_unexpected_error_names_the_call(caplog: pytest.LogCaptureFixture) -> None:
-    with own_server() as (channel, _):
+def test_the_line_of_an_unexpected_error_names_the_call(
+    way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with own_server(way) as (channel, _):
         named = (("x-request-id", "build-17"),)
         Socket(channel).unary(in_dir("broken"), named)
         Socket(channel).bulk([GenerateSpecsRequest(requests=[in_dir("broken")])], named)

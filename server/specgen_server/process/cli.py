@@ -94,6 +94,11 @@ _FILE = click.Path(dir_okay=False)
     help="Bulk calls in flight in one worker; more get RESOURCE_EXHAUSTED.",
 )
 @click.option(
+    "--call-lane/--no-call-lane",
+    default=True,
+    help="Serve from gRPC core's own queue on one thread; or by grpc.server() and its threads.",
+)
+@click.option(
     "--max-connection-age",
     type=_SECONDS,
     default=0.0,
@@ -198,7 +203,7 @@ def _run(settings: Settings) -> int:
             listening.info("listening on %s", address)
 
     def report(counted: Report) -> None:
-        metrics.add(0, counted.stats, counted.in_flight)
+        metrics.add(0, counted.stats, counted.in_flight, counted.on_lane)
 
     try:
         return serve(settings, report=report if settings.metrics else None, serving=serving)

@@ -18,3 +18,5 @@ class Report(msgspec.Struct):
 
     stats: CallStats
     in_flight: int
+    on_lane: bool = False
+    """Whether its calls come in by the call lane."""

@@ -67,7 +67,7 @@ class _Worker:
         assert process.stdout  # noqa: S101
         for line in process.stdout:
             report = msgspec.json.decode(line, type=Report)
-            self._metrics.add(self._number, report.stats, report.in_flight)
+            self._metrics.add(self._number, report.stats, report.in_flight, report.on_lane)
             if self._serving_since is None and process is self._process:
                 self._serving_since = time.monotonic()
                 self.served.set()

@@ -54,7 +54,7 @@ def serve(
 
     def reported(stats: CallStats) -> None:
         if report and server:
-            report(Report(stats, server.calls.in_flight))
+            report(Report(stats, server.in_flight, server.on_lane))
 
     logged = settings.log_format if logging.getLogger().isEnabledFor(logging.INFO) else None
     accounts = Accounts(report=reported if report else None, log=logged)
@@ -89,7 +89,7 @@ def _drain(server: Server, settings: Settings) -> bool:
     stopped = server.stop(settings.grace)
     idle = 0
     while not stopped(0.0):
-        idle = idle + 1 if server.calls.in_flight == 0 else 0
+        idle = idle + 1 if server.in_flight == 0 else 0
         if idle == 3:  # so the last answers are on their way
             server.stop(0)  # what is left are watchers of our health, who would stay for good
         if _signalled(0.02):

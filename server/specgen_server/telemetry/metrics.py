@@ -27,18 +27,21 @@ class Metrics(Collector):
         self._lock = threading.Lock()
         self._stats = CallStats()
         self._in_flight: dict[int, int] = {}
+        self._on_lane: dict[int, bool] = {}
         self._restarts = 0
 
-    def add(self, worker: int, stats: CallStats, in_flight: int) -> None:
+    def add(self, worker: int, stats: CallStats, in_flight: int, on_lane: bool) -> None:
         """Add what a worker has counted since it last said so."""
         with self._lock:
             self._stats.add(stats)
             self._in_flight[worker] = in_flight
+            self._on_lane[worker] = on_lane
 
     def worker_died(self, worker: int) -> None:
         """Count a worker that will be started again."""
         with self._lock:
             self._in_flight.pop(worker, None)
+            self._on_lane.pop(worker, None)
             self._restarts += 1
 
     def collect(self) -> Iterator[Metric]:
@@ -68,6 +71,11 @@ class Metrics(Collector):
             yield inputs
             yield GaugeMetricFamily(
                 "specgen_calls_in_flight", "Calls being answered.", sum(self._in_flight.values())
+            )
+            yield GaugeMetricFamily(
+                "specgen_call_lane",
+                "Workers whose calls come in by the call lane.",
+                sum(self._on_lane.values()),
             )
             yield GaugeMetricFamily("specgen_workers", "Workers serving.", len(self._in_flight))
             yield CounterMetricFamily(
