@@ -146,12 +146,13 @@ def pinned(
 
 
 @contextmanager
-def noop(listen: str) -> Iterator[Target]:
-    """Yield the no-op server, on the server's core."""
+def noop(listen: str, name: str, *flags: str) -> Iterator[Target]:
+    """Yield a no-op server, on the server's core."""
+    command = [sys.executable, HERE / "noop_server.py", "--listen", listen, *flags]
     with _on(SERVER_CPUS):
-        process = subprocess.Popen([sys.executable, HERE / "noop_server.py", "--listen", listen])
+        process = subprocess.Popen(command)
     try:
-        yield Target("no-op", listen)
+        yield Target(name, listen)
     finally:
         process.terminate()
         process.wait(20)
@@ -198,15 +199,21 @@ def load_rows(rounds: int, seconds: float, peer: Target | None) -> list[tuple[st
     sized = corpus.sized(60, 100)
     rows = []
     with tempfile.TemporaryDirectory() as directory:
-        for transport, listen in (
-            ("tcp", f"127.0.0.1:{free_port()}"),
-            ("unix", f"unix://{directory}/ours.sock"),
-        ):
-            other = (
-                f"127.0.0.1:{free_port()}" if transport == "tcp" else f"unix://{directory}/n.sock"
-            )
-            with pinned("--workers", "1", listen=listen) as ours, noop(other) as floor:
-                targets = [Target("ours", ours.address), floor]
+        for transport in ("tcp", "unix"):
+            listen = [
+                f"127.0.0.1:{free_port()}" if transport == "tcp" else f"unix://{directory}/{i}"
+                for i in range(4)
+            ]
+            with (
+                pinned("--workers", "1", listen=listen[0]) as ours,
+                pinned("--workers", "1", "--no-call-lane", listen=listen[1]) as public,
+                noop(listen[2], "no-op") as floor,
+                noop(listen[3], "no-op, lane", "--call-lane") as lane_floor,
+            ):
+                targets = [
+                    *(Target("ours", ours.address), Target("ours, public way", public.address)),
+                    *(floor, lane_floor),
+                ]
                 if peer and transport == "tcp":
                     targets.append(peer)
                 for target in targets:
