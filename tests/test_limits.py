@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -18,6 +17,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from hypothesis import given
+from raw_http2 import HEADERS, PREFACE, SETTINGS, frame, stalled_calls
 from support import RunningServer, build_request, file, large_request, running_server
 from test_drain import OpenStream
 from test_properties import requests
@@ -32,44 +32,6 @@ from specgen_server.rpc.errors import TooLarge
 from specgen_server.rpc.service import SpecService
 from specgen_server.telemetry.stats import CallRecord
 from tvix.build.protos.build_pb2 import BuildRequest
-
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    return (
-        struct.pack(">I", len(payload))[1:]
-        + bytes((kind, flags))
-        + struct.pack(">I", stream)
-        + payload
-    )
-
-
-def header(name: str, value: str) -> bytes:
-    """Encode a header literally, without Huffman or index (RFC 7541, 6.2.2)."""
-    return b"\0" + bytes((len(name),)) + name.encode() + bytes((len(value),)) + value.encode()
-
-
-@contextmanager
-def stalled_calls(address: str, count: int, path: str) -> Iterator[None]:
-    """Begin calls on a connection, whose messages never come."""
-    host, port = address.rsplit(":", 1)
-    headers = b"".join(
-        header(name, value)
-        for name, value in (
-            (":method", "POST"),
-            (":scheme", "http"),
-            (":path", path),
-            (":authority", address),
-            ("te", "trailers"),
-            ("content-type", "application/grpc"),
-        )
-    )
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
-        connection.sendall(PREFACE + frame(4, 0, 0))
-        for number in range(count):
-            connection.sendall(frame(1, 4, 2 * number + 1, headers))
-        yield
 
 
 @pytest.fixture
@@ -184,7 +146,9 @@ def test_a_burst_of_large_calls_is_answered_or_refused(tmp_path: Path, way: str)
         pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", id="http1"),
         pytest.param(b"\0" * 1000, id="zeros"),
         pytest.param(PREFACE + b"\xff" * 1000, id="no_frames"),
-        pytest.param(PREFACE + frame(4, 0, 0) + frame(1, 4, 1, b"\xff" * 50), id="no_headers"),
+        pytest.param(
+            PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, 4, 1, b"\xff" * 50), id="no_headers"
+        ),
         pytest.param(b"", id="nothing"),
     ],
 )

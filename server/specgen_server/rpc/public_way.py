@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import grpc
@@ -31,19 +32,48 @@ _CUT_OFF = status_of(CallerGone())
 
 
 class Threads(ThreadPoolExecutor):
-    """A pool that does without a thread that cannot be started: an error ends gRPC's own."""
+    """A pool for gRPC, whose serving thread an error in ``submit`` would end for good.
+
+    Where no thread can be started, calls wait for those that there are.
+    """
 
     def __init__(self, most: int, name: str) -> None:
-        super().__init__(most, thread_name_prefix=name)
-        self.submit(int)  # one there is, or the server does not start
-        if not self._threads:
-            raise RuntimeError("cannot start a thread")
+        super().__init__(1)  # which gRPC asks for; it starts none of its own
+        self._most = most
+        self._name = name
+        self._lock = threading.Lock()
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+        self._unfinished = 0
+        self._started = 0
+        self._start()
 
-    def _adjust_thread_count(self) -> None:
-        try:
-            super()._adjust_thread_count()
-        except RuntimeError as error:
-            logger.warning("%s: calls wait for those that there are", error)
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Have a thread call a function."""
+        future: Future[Any] = Future()
+        with self._lock:
+            self._unfinished += 1
+            if self._started < min(self._unfinished, self._most):
+                try:
+                    self._start()
+                except RuntimeError as error:
+                    logger.debug("%s: calls wait for those that there are", error)
+        self._calls.put((future, partial(fn, *args, **kwargs)))
+        return future
+
+    def _start(self) -> None:
+        threading.Thread(target=self._work, name=self._name, daemon=True).start()
+        self._started += 1
+
+    def _work(self) -> None:
+        while True:
+            future, call = self._calls.get()
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
+            with self._lock:
+                self._unfinished -= 1
+            del future, call
 
 
 class PublicWay:

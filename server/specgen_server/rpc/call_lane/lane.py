@@ -152,12 +152,13 @@ class CallLane:
         return False
 
     def _give_up(self, event: Any) -> None:
-        call = getattr(event.tag, "__self__", None)
-        if isinstance(call, Call):
-            self.forget(call)
-            call.core.cancel()
-        else:
-            event.call.cancel()
+        """End the call of an event that could not be dealt with."""
+        step = getattr(event.tag, "__self__", None)
+        core = step.core if isinstance(step, Call) else event.call
+        for call in list(self.open):
+            if call.core is core:
+                self.forget(call)
+        core.cancel()
 
     def _help(self) -> None:
         while job := self.large.get():
