@@ -496,6 +496,23 @@ def test_bulk_with_an_empty_message(caller: Caller) -> None:
     assert results_of(answer) == [[], ["/a"]]
 
 
+def test_bulk_with_too_many_builds_in_a_message(caller: Caller) -> None:
+    answer = caller.bulk([GenerateSpecsRequest(requests=[BuildRequest()] * 10_001)])
+
+    violation = ("requests", "must hold at most 10000 builds a message: use several messages")
+    assert (answer.code, answer.responses) == (grpc.StatusCode.INVALID_ARGUMENT, [])
+    assert answer.details == ": ".join(violation)
+    assert answer.violates([violation])
+
+
+def test_bulk_response_beyond_the_limit_ends_the_call(way: str) -> None:
+    with own_server(way, max_message_bytes=30_000) as (channel, _):
+        answer = Socket(channel).bulk([GenerateSpecsRequest(requests=[in_dir("a")] * 50)])
+
+    assert (answer.code, answer.responses) == (grpc.StatusCode.RESOURCE_EXHAUSTED, [])
+    assert answer.details.endswith(" and this server sends at most 30000 (--max-message-bytes)")
+
+
 def test_bulk_answers_each_message_before_the_next(channel: grpc.Channel) -> None:
     answered = threading.Semaphore(0)
 

@@ -170,6 +170,7 @@ class CallLane:
                 call.answer(wire)
             except Exception:
                 logger.exception("unexpected error in a helper of the call lane")
+                self.forget(call)
                 call.core.cancel()
             self.held.leave(len(wire))
             call.method.limit.leave()
