@@ -45,8 +45,9 @@ def test_idle_streams_harm_no_other(limited: RunningServer, way: str) -> None:
     """Without the lane they hold threads, so there is a limit; with it they hold none."""
     with ExitStack() as stack:
         channels = [stack.enter_context(grpc.insecure_channel(limited.address)) for _ in range(3)]
-        streams = [OpenStream(channel) for channel in channels]
-        assert [stream.ask() for stream in streams[:2]] == [1, 1]
+        streams = [OpenStream(channel) for channel in channels[:2]]
+        assert [stream.ask() for stream in streams] == [1, 1]
+        streams.append(OpenStream(channels[2]))
         if way == "--call-lane":
             assert streams[2].ask() == 1
         else:
