@@ -40,6 +40,7 @@ def test_a_peer_is_measured_in_the_same_rounds(server: object) -> None:
 @pytest.mark.parametrize(
     ("program", "args", "says"),
     [
+        pytest.param("shapes.py", ["--mib", "0.25"], "holds", id="shapes"),
         pytest.param("quick_is_plain.py", ["--cases", "3000"], "holds", id="quick_is_plain"),
         pytest.param("fuzz.py", ["in-process", "--messages", "1000"], "holds", id="fuzz"),
     ],

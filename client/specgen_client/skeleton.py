@@ -46,13 +46,13 @@ def tree_of(request: Request, answer: SpecJSON, inputs: Path | None) -> Tree:
     """
     if not answer.root_entries:
         raise BundleError("the answer has no root_entries: ask for it with options.skeleton")
-    entries = [_Entry("scratch", True, 0o755)]
+    entries = [_Entry("scratch", True, _DIRECTORY_MODE)]
     for found in answer.scratch_dirs:
         if not re.fullmatch("scratch/[A-Z2-7=]+", found.bundle_path):
             raise BundleError(
                 f"the answer names {quoted(found.bundle_path)}, which is no scratch path"
             )
-        entries.append(_Entry(found.bundle_path, True, 0o755))
+        entries.append(_Entry(found.bundle_path, True, _DIRECTORY_MODE))
     entries += (_entry_of(entry, inputs) for entry in answer.root_entries)
     entries += _additional_files(request, answer)
     return Tree({entry.path: entry for entry in entries})
@@ -111,7 +111,7 @@ def _check_path(path: str) -> None:
 
 
 class Tree:
-    """Directories and files to make in a bundle, parents first; none of them is a link."""
+    """Directories and files to make in a bundle, with those above them; none of them is a link."""
 
     def __init__(self, entries: dict[str, _Entry]) -> None:
         """Take them by path."""
@@ -119,11 +119,35 @@ class Tree:
 
     def write(self, fd: int, owner: tuple[int, int] | None) -> None:
         """Make it all below a directory; what is in a scratch directory gets the owner."""
+        made: set[str] = set()
         for path, entry in self._entries.items():
+            missing = [above for above in _directories_above(path) if above not in made]
             if entry.is_directory:
-                os.mkdir(path, dir_fd=fd)
-                os.chmod(path, entry.mode, dir_fd=fd)  # whatever the umask
-            else:
+                missing.append(path)
+            for directory in missing:
+                if directory not in made:
+                    os.mkdir(directory, dir_fd=fd)
+                    os.chmod(directory, _DIRECTORY_MODE, dir_fd=fd)  # whatever the umask
+                    made.add(directory)
+                    _give(directory, fd, owner)
+            if entry.is_directory:
+                os.chmod(path, entry.mode, dir_fd=fd)
+            elif path not in made:  # else something lies below, so its source is a directory
                 write_new(fd, path, entry.contents)
-            if owner is not None and path.startswith("scratch/"):
-                os.chown(path, *owner, dir_fd=fd, follow_symlinks=False)
+                _give(path, fd, owner)
+
+
+_DIRECTORY_MODE = 0o755
+
+
+def _directories_above(path: str) -> Iterator[str]:
+    """Yield the directories above a path, the topmost first."""
+    end = path.find("/")
+    while end >= 0:
+        yield path[:end]
+        end = path.find("/", end + 1)
+
+
+def _give(path: str, fd: int, owner: tuple[int, int] | None) -> None:
+    if owner is not None and path.startswith("scratch/"):
+        os.chown(path, *owner, dir_fd=fd, follow_symlinks=False)

@@ -10,7 +10,7 @@ available_ro_paths may come in any order, as today's snix coordinators send them
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from operator import attrgetter, itemgetter
 from typing import Any, AnyStr, TypeAlias, TypeVar
 
@@ -22,7 +22,7 @@ from tvix.castore.protos.castore_pb2 import Node
 from .paths import nearest_above, path_problems
 from .request import AdditionalFile, Constraints, EnvVar, InputKind, Output, Request
 from .text import quoted
-from .violations import UnreadableMessage, Violations
+from .violations import MOST_KEPT, UnreadableMessage, Violations
 from .wire import view_of
 
 __all__ = ["read_environment", "read_inputs", "read_request"]
@@ -119,9 +119,10 @@ def read_inputs(nodes: Sequence[Node], broken: Violations) -> dict[str, InputKin
     kind_of = Node.WhichOneof
     kinds = [kind_of(node, "node") for node in nodes]
     at: Sequence[int] = range(len(kinds))
-    problems: list[tuple[int, str, str]] = []
+    problems: list[_Problem] = []
     if None in kinds:
-        problems += ((i, "", _why_unset(nodes[i])) for i in at if kinds[i] is None)
+        unset = ((i, "", _why_unset(nodes[i])) for i in range(len(kinds)) if kinds[i] is None)
+        problems += _first(unset, broken)
         at = [i for i in at if kinds[i] is not None]
         nodes, kinds = [nodes[i] for i in at], [kinds[i] for i in at]
     named = [*map(getattr, nodes, kinds)]
@@ -133,7 +134,8 @@ def read_inputs(nodes: Sequence[Node], broken: Violations) -> dict[str, InputKin
         ("digest", _digest_problems(named, links)),
         ("target", _target_problems(named, links)),
     ):
-        problems += ((at[n], f".{kinds[n]}.{field}", problem) for n, problem in found)
+        named_ones = ((at[n], f".{kinds[n]}.{field}", problem) for n, problem in found)
+        problems += _first(named_ones, broken)
     for i, field, problem in sorted(problems, key=itemgetter(0)):
         broken.add(f"inputs[{i}]{field}", problem)
 
@@ -155,6 +157,15 @@ def _why_unset(node: Node) -> str:
 
 _Problems: TypeAlias = Iterator[tuple[int, str]]
 """Which element of a list breaks a rule, and how."""
+
+_Problem: TypeAlias = tuple[int, str, str]
+"""An element, the field within it, and the rule that it breaks."""
+
+
+def _first(problems: Iterator[_Problem], broken: Violations) -> Iterator[_Problem]:
+    """Yield so many problems as are kept, and count the others."""
+    yield from islice(problems, MOST_KEPT)
+    broken.count(sum(1 for _ in problems))
 
 
 def _name_problems(names: list[bytes], decoded: Sequence[str | None]) -> _Problems:
@@ -257,16 +268,16 @@ def read_environment(variables: Sequence[BuildRequest.EnvVar], broken: Violation
 
     ``broken`` gets the rules that they break.
     """
-    problems: list[tuple[int, str, str]] = []
+    problems: list[_Problem] = []
     if any(variable is _UNPARSED_VARIABLE for variable in variables):
         why = "does not parse as an EnvVar, or its key is not UTF-8"
         unparsed = _where(variables, lambda variable: variable is _UNPARSED_VARIABLE)
-        problems += ((i, "", why) for i in unparsed)
+        problems += _first(((i, "", why) for i in unparsed), broken)
     keys = [variable.key for variable in variables]
     encoded = [variable.value for variable in variables]
     values = _decoded(encoded)
-    problems += ((i, ".key", problem) for i, problem in _key_problems(keys))
-    problems += ((i, ".value", problem) for i, problem in _value_problems(encoded, values))
+    problems += _first(((i, ".key", why) for i, why in _key_problems(keys)), broken)
+    problems += _first(((i, ".value", why) for i, why in _value_problems(encoded, values)), broken)
     if problems:
         left_out = {i for i, field, _ in problems if not field}
         for i, field, problem in sorted(problems, key=itemgetter(0)):
@@ -339,9 +350,11 @@ def _containing(texts: Sequence[AnyStr], char: AnyStr) -> list[int]:
     return _where(texts, lambda text: char in text)
 
 
-def _lengths_outside(texts: Sequence[bytes], least: int, most: int) -> list[tuple[int, int]]:
-    bad = {length for length in {*map(len, texts)} if not least <= length <= most}
-    return [(i, len(text)) for i, text in enumerate(texts) if len(text) in bad] if bad else []
+def _lengths_outside(texts: Sequence[bytes], least: int, most: int) -> Iterator[tuple[int, int]]:
+    if not all(least <= length <= most for length in {*map(len, texts)}):
+        for i, text in enumerate(texts):
+            if not least <= len(text) <= most:
+                yield i, len(text)
 
 
 def _decoded(texts: Sequence[bytes]) -> Sequence[str | None]:

@@ -6,6 +6,7 @@ only where it may. So the builder lays them beforehand, as this says.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -63,7 +64,7 @@ _ETC = {
 
 
 class Skeleton:
-    """The entries of root/ and scratch/ by path in the bundle, parents first."""
+    """The entries of root/ and scratch/ by path in the bundle; those above them are directories."""
 
     def __init__(
         self, request: Request, layout: Layout, numbers: Iterable[int] | None = None
@@ -73,6 +74,7 @@ class Skeleton:
         self.conflicts: list[Conflict] = []
         self.file_paths: list[str] = []
         """Where each of the request's additional files is to be laid; empty for nowhere."""
+        self._sorted: list[str] = []  # the entries' paths: those below one stand together
         self._layout = layout
         for number in range(len(layout.mounts)) if numbers is None else numbers:
             self._add_mount(number)
@@ -118,21 +120,19 @@ class Skeleton:
         contents: bytes = b"",
         mode: int | None = None,
     ) -> bool:
-        """Add an entry and those above it; return whether they are now as claimed."""
+        """Add an entry; return whether it is now as claimed."""
         if path is None:
             return True
         conflict = self._conflict(path, claimant, kind)
         if conflict is not None:
             self.conflicts.append(conflict)
             return False
-        entries = self.entries
-        for parent in _parents(path):
-            if parent not in entries:
-                entries[parent] = Entry("directory", claimant, _DIRECTORY_MODE)
-        known = entries.get(path)
+        known = self.entries.get(path)
+        if known is None:
+            insort(self._sorted, path)
         if known is None or (kind == "file" and known.kind != "directory"):
             default = _FILE_MODE if kind == "file" else _DIRECTORY_MODE
-            known = entries[path] = Entry(kind, claimant, default, contents)
+            known = self.entries[path] = Entry(kind, claimant, default, contents)
         if mode is not None:
             known.mode = mode
         return True
@@ -143,11 +143,20 @@ class Skeleton:
             if above is not None and above.kind != "directory":
                 return Conflict(parent, self._claim(claimant), self._claim(above.claimant))
         there = self.entries.get(path)
+        below = self._first_below(path) if there is None and kind == "file" else None
+        if below is not None:
+            return Conflict(path, self._claim(below.claimant), self._claim(claimant))
         if there is None or there.kind == kind or "as-source" in (there.kind, kind):
             return None
         if kind == "file":
             return Conflict(path, self._claim(there.claimant), self._claim(claimant))
         return Conflict(path, self._claim(claimant), self._claim(there.claimant))
+
+    def _first_below(self, path: str) -> Entry | None:
+        i = bisect_left(self._sorted, f"{path}/")
+        if i < len(self._sorted) and self._sorted[i].startswith(f"{path}/"):
+            return self.entries[self._sorted[i]]
+        return None
 
     def _claim(self, claimant: int | Claim) -> Claim:
         if isinstance(claimant, Claim):

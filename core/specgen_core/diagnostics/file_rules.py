@@ -9,6 +9,7 @@ RULES = Rules()
 
 _NAME_BYTES = 255
 _PATH_BYTES = 4095
+_MOST_BYTES_A_CHARACTER = 4  # in UTF-8
 
 
 @RULES.add(
@@ -33,7 +34,9 @@ def _path_too_long(build: Build) -> Findings:
     for field, paths in (mounted | made).items():
         effect = "runc and crun fail" if field in mounted else "nobody can make such a file"
         for i, path in enumerate(paths):
-            name = max(len(name.encode()) for name in path.split("/"))
+            if len(path) * _MOST_BYTES_A_CHARACTER <= _NAME_BYTES:
+                continue
+            name = max(map(len, path.encode().split(b"/")))
             if name > _NAME_BYTES or len(path.encode()) > _PATH_BYTES:
                 yield field.format(i), {"effect": effect}
 

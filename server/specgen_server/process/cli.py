@@ -129,7 +129,7 @@ _FILE = click.Path(dir_okay=False)
 @click.option(
     "--max-elements",
     type=_ELEMENTS,
-    default=65_536,
+    default=20_000,
     help="Inputs, arguments, variables or needles in one request.",
 )
 @click.option(

@@ -32,7 +32,7 @@ class MessageLimits(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     max_message_bytes: int = 64 * 1024 * 1024
-    max_elements: int = 65_536
+    max_elements: int = 20_000
     """Inputs, arguments, environment variables, needles."""
     max_paths: int = 4_096
     """Scratch paths, outputs, read-only paths, additional files."""
@@ -41,39 +41,39 @@ class MessageLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     def check_request(self, wire: bytes) -> None:
         """Raise TooMany for a BuildRequest with a list that is too long."""
-        self._check(_counts(wire, _BUILD_TAGS), _BUILD_LISTS)
+        self._check(wire, _BUILD_TAGS, _BUILD_LISTS)
         constraints = _merged(wire, BuildRequest.CONSTRAINTS_FIELD_NUMBER)
-        self._check(_counts(constraints, _CONSTRAINTS_TAGS), _CONSTRAINTS_LISTS)
+        self._check(constraints, _CONSTRAINTS_TAGS, _CONSTRAINTS_LISTS)
 
     def check_bulk(self, wire: bytes) -> None:
         """Raise TooMany for a GenerateSpecsRequest with a list that is too long."""
-        self._check(_counts(wire, _BULK_TAGS), _BULK_LISTS)
+        self._check(wire, _BULK_TAGS, _BULK_LISTS)
         options = _merged(wire, GenerateSpecsRequest.OPTIONS_FIELD_NUMBER)
-        self._check(_counts(options, _OPTIONS_TAGS), _OPTIONS_LISTS)
+        self._check(options, _OPTIONS_TAGS, _OPTIONS_LISTS)
 
-    def _check(self, counts: Mapping[int, int], lists: Mapping[int, tuple[str, str]]) -> None:
-        for tag, count in counts.items():
-            if tag in lists:
-                field, limit = lists[tag]
-                most: int = getattr(self, limit)
-                if count > most:
-                    raise TooMany(field, most, f"--{limit.replace('_', '-')}")
-        most = self.max_elements * _FIELDS_TO_ELEMENTS
-        if sum(counts.values()) > most:
-            raise TooMany("the message", most, "--max-elements, of which it is four times")
+    def _check(
+        self, wire: bytes, tags: frozenset[int], lists: Mapping[int, tuple[str, str]]
+    ) -> None:
+        most_fields = self.max_elements * _FIELDS_TO_ELEMENTS
+        counts = _counts(wire, tags, most_fields)
+        for tag, (field, limit) in lists.items():
+            most: int = getattr(self, limit)
+            if counts[tag] > most:
+                raise TooMany(field, most, f"--{limit.replace('_', '-')}")
+        if sum(counts.values()) > most_fields:
+            raise TooMany("the message", most_fields, "--max-elements, of which it is four times")
 
-    def check_size(self, size: int) -> None:
-        """Raise TooLarge for an answer of so many bytes."""
+    def check_size(self, size: int, wire_size: int) -> None:
+        """Raise TooLarge for an answer of so many bytes to a message of so many."""
         if size > self.max_message_bytes:
             raise TooLarge(size, self.max_message_bytes, "--max-message-bytes")
+        most = max(_LARGE_ANSWER, wire_size * _ANSWER_TO_REQUEST)
+        if size > most:
+            raise TooLarge(size, most, f"{_ANSWER_TO_REQUEST} times the request, or 8 MiB")
 
     def check_answer(self, request: Request, wire_size: int) -> None:
         """Raise TooLarge where the answer to a request is too large for certain."""
-        least = least_answer_bytes(request)
-        self.check_size(least)
-        most = max(_LARGE_ANSWER, wire_size * _ANSWER_TO_REQUEST)
-        if least > most:
-            raise TooLarge(least, most, f"{_ANSWER_TO_REQUEST} times the request, or 8 MiB")
+        self.check_size(least_answer_bytes(request), wire_size)
 
 
 # --- counting elements on the wire ----------------------------------------------------
@@ -121,8 +121,10 @@ _OPTIONS_LISTS = _lists(
 )
 
 
-def _counts(wire: bytes, tags: frozenset[int]) -> dict[int, int]:
+def _counts(wire: bytes, tags: frozenset[int], most_others: int) -> dict[int, int]:
     """Return how often each of these tags occurs; fields of other kinds together, as tag 0.
+
+    Of those it counts no more than ``most_others`` and one.
 
     A message that is cut short is counted up to there: the parser will say what is wrong.
     Source: protobuf.dev/programming-guides/encoding.
@@ -138,6 +140,8 @@ def _counts(wire: bytes, tags: frozenset[int]) -> dict[int, int]:
             else:
                 tag, at = _next_field(wire, at)
                 counts[tag if tag in tags else _OTHER] += 1
+                if counts[_OTHER] > most_others:
+                    break
     except IndexError:
         pass
     return counts

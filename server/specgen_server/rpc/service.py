@@ -107,7 +107,7 @@ class SpecService:
         spec = self._quick(wire, options, note_build=note_build) if self._quick else None
         if spec is None:
             spec = self._plain(wire, options, note_build, call.is_active)
-        self._limits.check_size(len(spec))
+        self._limits.check_size(len(spec), len(wire))
         return spec
 
     def _plain(
@@ -153,7 +153,7 @@ class SpecService:
             else:
                 result = self._result(build_request, options, call)
             size += len(result)
-            self._limits.check_size(size)
+            self._limits.check_size(size, len(wire))
             yield field_head(_RESULTS, len(result))
             yield result
 
