@@ -6,7 +6,7 @@ import itertools
 import random
 from collections.abc import Iterator
 
-from specgen_core import IdMapping, SpecOptions
+from specgen_core import IdMapping, Nofile, Resources, SpecOptions
 from tvix.build.protos.build_pb2 import BuildRequest
 from tvix.castore.protos.castore_pb2 import Node
 
@@ -24,6 +24,20 @@ ALL_OPTIONS = [
     )
     for rootless, terminal, cgroup_namespace in itertools.product((True, False), repeat=3)
     for mappings in (((), _MAPPINGS) if rootless else ((),))
+]
+ALL_OPTIONS += [
+    SpecOptions().override(profile="snix"),
+    SpecOptions().override(profile="nix"),
+    SpecOptions().override(profile="nix", rootless=False, tmp_mode="700"),
+    SpecOptions().override(profile="nix", seccomp="none", personality="none", skeleton=True),
+    SpecOptions(nofile=Nofile(24, 24), sandbox_shell="sh"),
+    SpecOptions(
+        rootless=False,
+        nofile=Nofile(100, 200),
+        resources=Resources(1 << 30, 50_000, 100_000, 512),
+        cgroups_path="/builds/x",
+        devices=("/dev/kvm", "/dev/x:b:1:2:rwm"),
+    ),
 ]
 
 _PLACES = [

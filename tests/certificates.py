@@ -6,6 +6,7 @@ import datetime
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -37,12 +38,27 @@ class Authority:
             .sign(self._key, hashes.SHA256()),
         )
 
-    def issue(self, name: str, *, file: str | None = None, expired: bool = False) -> Certificate:
-        """Write a certificate and its key, good for 127.0.0.1 and localhost."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    def issue(
+        self,
+        name: str,
+        *,
+        file: str | None = None,
+        expired: bool = False,
+        early: bool = False,
+        key: Any = None,
+        names: list[x509.GeneralName] | None = None,
+    ) -> Certificate:
+        """Write a certificate and its key, good for 127.0.0.1 and localhost.
+
+        ``early``: not valid before tomorrow. An empty name leaves the common name out.
+        """
+        key = key or ec.generate_private_key(ec.SECP256R1())
+        names = names or [
+            x509.DNSName("localhost"),
+            x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+        ]
         certificate = (
-            self._builder(_named(name), key.public_key(), expired=expired)
+            self._builder(_named(name), key.public_key(), expired=expired, early=early)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(certificate_signing=False), critical=True)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
@@ -62,7 +78,7 @@ class Authority:
         return paths
 
     def _builder(
-        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *, expired: bool = False
+        self, subject: x509.Name, key: Any, *, expired: bool = False, early: bool = False
     ) -> x509.CertificateBuilder:
         now = datetime.datetime.now(datetime.UTC)
         signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
@@ -72,8 +88,8 @@ class Authority:
             .issuer_name(self._name)
             .public_key(key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - 3 * DAY)
-            .not_valid_after(now - DAY if expired else now + DAY)
+            .not_valid_before(now + DAY if early else now - 3 * DAY)
+            .not_valid_after(now - DAY if expired else now + 2 * DAY)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
             .add_extension(signer, critical=False)
         )
@@ -94,7 +110,7 @@ def _usage(*, certificate_signing: bool) -> x509.KeyUsage:
 
 
 def _named(name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)] if name else [])
 
 
 def _write_certificate(path: Path, certificate: x509.Certificate) -> None:

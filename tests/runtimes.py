@@ -60,6 +60,7 @@ TOOLS = (
     "rmdir",
     "sha256sum",
     "touch",
+    "uname",
 )
 
 

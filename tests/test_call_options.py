@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import grpc
 import pytest
+from support import build_request
 
 from specgen.v1.specgen_pb2 import IdMapping as IdMappingMessage
 from specgen.v1.specgen_pb2 import SpecOptions as SpecOptionsMessage
+from specgen.v1.specgen_pb2_grpc import SpecServiceStub
 from specgen_core import IdMapping, InvalidRequest, SpecOptions
 from specgen_server.rpc.call_options import METADATA_KEY, options_of_message, options_of_metadata
 
@@ -49,7 +52,11 @@ def test_message_that_cannot_be() -> None:
     ("metadata", "expected"),
     [
         pytest.param([], OWN, id="none"),
-        pytest.param([("other", "x"), ("specgen-option", "x")], OWN, id="others"),
+        pytest.param(
+            [("user-agent", "x"), ("x-request-id", "y"), ("specgen-client", "z"), ("options", "")],
+            OWN,
+            id="others",
+        ),
         pytest.param(
             [("a", "b"), (METADATA_KEY, '{"sandboxShell": "/x"}'), ("c", "d")],
             SpecOptions(sandbox_shell="/x", terminal=False, uid_mappings=(IdMapping(0, 7, 1),)),
@@ -81,7 +88,7 @@ def test_same_entry_over_other_defaults() -> None:
         pytest.param('{"uid_mappings": [{"size": -1}]}', id="negative"),
         pytest.param('{"uid_mappings": [{"size": 1e400}]}', id="infinite"),
         pytest.param('{"uid_mappings": [{"size": ' + "1" * 5000 + "}]}", id="5000_digits"),
-        pytest.param('{"uid_mappings": ' + "[" * 100_000, id="deep"),
+        pytest.param('{"uid_mappings": ' + "[" * 8000, id="deep"),
         pytest.param(b"\xff", id="bytes"),
     ],
 )
@@ -92,3 +99,71 @@ def test_unreadable_metadata(value: str | bytes) -> None:
     [violation] = refused.value.violations
     assert violation.field == "specgen-options"
     assert violation.description.startswith("must be specgen.v1.SpecOptions as ProtoJSON")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "specgen_options",
+        "specgen-option",
+        "specgenoptions",
+        "spec-gen-options",
+        "Specgen-Options",
+        "specgen-opts",
+        "specgn-options",
+        "x-specgen-options",
+        "specgen-options-bin",
+        "specgen.options",
+        "spec-options",
+    ],
+)
+def test_an_entry_with_nearly_this_name_is_refused(key: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        options_of_metadata([("user-agent", "x"), (key, '{"rootless": false}')], OWN)
+
+    [violation] = refused.value.violations
+    assert violation.field == "specgen-options"
+    assert violation.description == f"is the name of the entry with options: {key} is not"
+
+
+def entry(size: int) -> str:
+    return '{"sandbox_shell": "/own"' + " " * (size - 25) + "}"
+
+
+def test_the_longest_entry() -> None:
+    assert options_of_metadata([(METADATA_KEY, entry(8192))], OWN) == OWN
+
+
+def test_a_longer_entry() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        options_of_metadata([(METADATA_KEY, entry(8193))], OWN)
+
+    [violation] = refused.value.violations
+    assert violation.description == (
+        "has 8193 bytes, and may have 8192: give long options in a bulk call's message, "
+        "or to the server"
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "code"),
+    [
+        pytest.param(8192, None, id="longest"),
+        pytest.param(8193, grpc.StatusCode.INVALID_ARGUMENT, id="longer"),
+        pytest.param(30_000, grpc.StatusCode.INVALID_ARGUMENT, id="much_longer"),
+    ],
+)
+def test_its_size_over_a_socket(
+    channel: grpc.Channel, size: int, code: grpc.StatusCode | None
+) -> None:
+    """gRPC itself would refuse some of these, now and then."""
+    stub = SpecServiceStub(channel)
+    for _ in range(30):
+        metadata = ((METADATA_KEY, entry(size)),)
+        if code is None:
+            assert stub.GenerateSpec(build_request(), timeout=10, metadata=metadata).json
+            continue
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.GenerateSpec(build_request(), timeout=10, metadata=metadata)
+        assert refused.value.code() is code
+        assert refused.value.details().startswith(f"specgen-options: has {size} bytes")

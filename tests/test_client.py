@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +26,7 @@ from support import (
     large_request,
     running_server,
 )
+from test_workers import wait_until
 
 from specgen.v1.specgen_pb2 import IdMapping, SpecJSON, SpecOptions
 from specgen_client import (
@@ -276,6 +280,211 @@ def test_many_large_ones(client: SpecClient) -> None:
 
     assert len(answers) == 40
     assert all(isinstance(answer, SpecJSON) for answer in answers)
+
+
+# --- connections that end on the way ---------------------------------------------------
+
+
+class CuttingProxy:
+    """Passes bytes on to a server, and cuts connections after so many from it."""
+
+    def __init__(self, server: str, *cuts: int | None) -> None:
+        """``cuts`` has a number for each connection; the last one holds for all later ones."""
+        host, _, port = server.rpartition(":")
+        self._server = (host, int(port))
+        self._cuts = cuts
+        self.connections = 0
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listening.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                cut = self._cuts[min(self.connections, len(self._cuts) - 1)]
+                self.connections += 1
+                threading.Thread(target=self._serve, args=(client, cut)).start()
+
+    def _serve(self, client: socket.socket, cut: int | None) -> None:
+        with client, socket.create_connection(self._server) as server:
+            back = threading.Thread(target=self._pass_on, args=(server, client, cut))
+            back.start()
+            self._pass_on(client, server, None)
+            back.join()
+
+    @staticmethod
+    def _pass_on(one: socket.socket, other: socket.socket, cut: int | None) -> None:
+        passed = 0
+        with contextlib.suppress(OSError):
+            while (data := one.recv(4096)) and (cut is None or passed < cut):
+                other.sendall(data)
+                passed += len(data)
+        for end in (one, other):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+
+
+@contextlib.contextmanager
+def cutting(server: RunningServer, *cuts: int | None) -> Iterator[tuple[SpecClient, CuttingProxy]]:
+    proxy = CuttingProxy(server.address, *cuts)
+    with contextlib.closing(proxy), SpecClient(proxy.address, timeout=SECONDS) as client:
+        yield client, proxy
+
+
+def test_an_answer_that_is_cut_is_asked_for_again(server: RunningServer) -> None:
+    request = large_request()
+    with cutting(server, 2_000_000, 3_000_000, None) as (client, proxy):
+        assert client.generate(request) == generate(request, OwnSpecOptions())
+        assert proxy.connections >= 3
+
+
+def test_an_answer_that_is_always_cut(server: RunningServer) -> None:
+    with cutting(server, 1_000_000) as (client, proxy):
+        with pytest.raises(ServerUnavailable):
+            client.generate(large_request())
+        assert 5 <= proxy.connections <= 10
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 64])
+def test_many_go_on_from_the_first_without_an_answer(server: RunningServer, chunk: int) -> None:
+    directories = [f"{i}" for i in range(400)]
+    with cutting(server, 300_000) as (client, proxy):
+        results = list(
+            client.generate_many((build_request(working_dir=d) for d in directories), chunk=chunk)
+        )
+        assert proxy.connections > 3
+    assert list(map(cwd_or_code, results)) == [f"/{d}" for d in directories]
+
+
+def test_many_one_by_one_go_on_too(server: RunningServer) -> None:
+    """The next request waits for an answer that has to be asked for again."""
+    answered = threading.Semaphore(0)
+
+    def one_by_one() -> Iterator[BuildRequest]:
+        for i in range(60):
+            yield build_request(working_dir=f"{i}")
+            assert answered.acquire(timeout=SECONDS)
+
+    seen = []
+    with cutting(server, 30_000) as (client, proxy):
+        for result in client.generate_many(one_by_one(), chunk=1):
+            seen.append(cwd_or_code(result))
+            answered.release()
+        assert proxy.connections > 4
+    assert seen == [f"/{i}" for i in range(60)]
+
+
+def test_many_do_not_go_on_for_ever(server: RunningServer) -> None:
+    with cutting(server, 500_000, 500) as (client, proxy):
+        results = client.generate_many([build_request()] * 1000, chunk=8)
+        with pytest.raises(ServerUnavailable):
+            for _ in results:
+                pass
+        assert 5 <= proxy.connections <= 10  # gRPC itself may connect anew, too
+
+
+def test_many_go_on_within_their_timeout(server: RunningServer) -> None:
+    def slow() -> Iterator[BuildRequest]:
+        for _ in range(1000):
+            yield build_request()
+            time.sleep(0.05)
+
+    began = time.monotonic()
+    with cutting(server, 20_000) as (client, proxy):
+        with pytest.raises((DeadlineExceeded, ServerUnavailable)):
+            list(client.generate_many(slow(), chunk=1, timeout=2))
+        assert proxy.connections > 1
+    assert time.monotonic() - began < 10
+
+
+def test_many_outlive_the_age_of_a_connection(tmp_path: Path) -> None:
+    def slow() -> Iterator[BuildRequest]:
+        for i in range(40):
+            yield build_request(working_dir=f"{i}")
+            time.sleep(0.1)
+
+    flags = ("--workers", "1", "--max-connection-age", "1", "--grace", "0.2")
+    with (
+        running_server("127.0.0.1:0", tmp_path / "log", *flags) as server,
+        SpecClient(server.address) as client,
+    ):
+        results = [cwd_or_code(result) for result in client.generate_many(slow(), chunk=1)]
+        # one line for each call that it took
+        wait_until(lambda: server.log.read_text().count(" GenerateSpecs ") > 2, "several calls")
+    assert results == [f"/{i}" for i in range(40)]
+
+
+# --- proxies --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "127.0.0.1:{port}",
+        "localhost:{port}",
+        "LocalHost:{port}",
+        "ipv4:127.0.0.1:{port}",
+        "dns:///127.0.0.1:{port}",
+        "dns:localhost:{port}",
+    ],
+)
+def test_loopback_is_reached_without_a_proxy(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    proxies(monkeypatch, unused_address())
+    port = server.address.rpartition(":")[2]
+    with SpecClient(target.format(port=port), timeout=SECONDS) as client:
+        assert client.generate(build_request()).json
+        assert client.is_serving()
+
+
+def proxies(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, f"http://{address}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("no_grpc_proxy", raising=False)
+
+
+@pytest.mark.parametrize("host", ["[::1]", "unix"])
+def test_nor_other_ways_into_this_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    proxies(monkeypatch, unused_address())
+    address = f"unix://{tmp_path}/specgen.sock" if host == "unix" else f"{host}:0"
+    with (
+        running_server(address, tmp_path / "log", "--workers", "1") as server,
+        SpecClient(server.address, timeout=SECONDS) as client,
+    ):
+        assert client.generate(build_request()).json
+
+
+def test_specgen_health_goes_through_no_proxy(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxies(monkeypatch, unused_address())
+    done = subprocess.run(
+        [Path(sys.executable).with_name("specgen"), "health", "--server", server.address],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.returncode) == ("SERVING\n", 0)
+
+
+def test_other_hosts_are_reached_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy, ThreadPoolExecutor(1) as thread:
+        proxy.settimeout(SECONDS)
+        proxies(monkeypatch, f"127.0.0.1:{proxy.getsockname()[1]}")
+        with SpecClient("specgen.example:50051", timeout=2) as client:
+            failed = thread.submit(client.generate, build_request())
+            connection, _ = proxy.accept()
+            with connection:
+                assert connection.recv(1000).startswith(b"CONNECT specgen.example:50051 HTTP/1.1")
+            assert isinstance(failed.exception(SECONDS), SpecgenError)
 
 
 # --- servers that are not there, or do not answer -------------------------------------

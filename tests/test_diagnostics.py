@@ -17,12 +17,16 @@ from tvix.castore.protos.castore_pb2 import Node
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "diagnostics.md"
 QUIET = {"rootless": False, "terminal": False}
+RUNS = {"command_args": ["/proc/self/exe"]}  # a command of which there is nothing to say
 
 
 def found(fields: dict[str, Any], **options: Any) -> list[tuple[str, str]]:
     """Return codes and fields; without options of one's own, those say nothing."""
-    request = read_request(build_request(**fields))
-    return [(one.code, one.field) for one in diagnose(request, SpecOptions(**(QUIET | options)))]
+    request = read_request(build_request(**(RUNS | fields)))
+    listed = [(one.code, one.field) for one in diagnose(request, SpecOptions(**(QUIET | options)))]
+    if "working_dir" not in fields:  # build/, which is no scratch path in many of the cases
+        listed = [one for one in listed if one[0] != "read-only-working-dir"]
+    return listed
 
 
 def directory(name: str) -> Node:
@@ -44,17 +48,27 @@ IN_STORE = {"scratch_paths": ["build", "nix/store"]}
 
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
 def test_nothing_to_say_of_what_runs(name: str) -> None:
+    case = golden_case(name).request
+    has_command = case.constraints.provide_bin_sh or case.command_args[0].startswith("/nix")
+    expected = [] if has_command else ["unusable-command"]  # they name a /bin/sh that is not there
     expected = {
-        "three_node_kinds": ["symlink-input"],
-        "equal_env_keys": ["equal-variables"],
-    }.get(name, [])
-    request = read_request(golden_case(name).request)
-    assert [one.code for one in diagnose(request, SpecOptions(**QUIET))] == expected
+        "three_node_kinds": [*expected, "symlink-input"],
+        "equal_env_keys": [*expected, "equal-variables"],
+        "ro_paths": ["device-without-rule", *expected],  # /dev/kvm
+        "network_bin_sh_ro_paths": ["device-without-rule"],
+        "empty_working_dir": [*expected, "read-only-working-dir"],
+        "minimal": [*expected, "read-only-working-dir"],
+        "no_scratch_no_outputs": [*expected, "read-only-working-dir"],
+    }.get(name, expected)
+    assert [one.code for one in diagnose(read_request(case), SpecOptions(**QUIET))] == expected
 
 
 def test_nothing_to_say_of_real_builds() -> None:
+    """But that those for i686 see another machine: they do."""
     for case in bulk_cases():
-        assert diagnose(read_request(case.request), SpecOptions(**QUIET)) == []
+        request = read_request(case.request)
+        expected = ["needs-personality"] if request.constraints.system == "i686-linux" else []
+        assert [one.code for one in diagnose(request, SpecOptions(**QUIET))] == expected
 
 
 ROOT = IdMapping(0, 0, 1)
@@ -117,9 +131,9 @@ LONG = 128 * 1024
 
 CASES = [
     # the command
-    pytest.param({"command_args": ["/x", "a" * (LONG - 1)]}, [], id="longest_argument"),
+    pytest.param({"command_args": ["/proc/self/exe", "a" * (LONG - 1)]}, [], id="longest_argument"),
     pytest.param(
-        {"command_args": ["/x", "ä" * (LONG // 2)]},
+        {"command_args": ["/proc/self/exe", "ä" * (LONG // 2)]},
         [("argument-too-long", "command_args[1]")],
         id="argument_too_long",
     ),
@@ -129,12 +143,12 @@ CASES = [
         id="variable_too_long",
     ),
     pytest.param(
-        {"command_args": ["/x", *["a" * 100_000] * 21]},
+        {"command_args": ["/proc/self/exe", *["a" * 100_000] * 21]},
         [("arguments-too-long", "command_args")],
         id="arguments_too_long",
     ),
     pytest.param(
-        {"command_args": ["/x", *[""] * 300_000]},
+        {"command_args": ["/proc/self/exe", *[""] * 300_000]},
         [("arguments-too-long", "command_args")],
         id="arguments_too_many",
     ),
@@ -144,11 +158,83 @@ CASES = [
         id="command_without_path",
     ),
     pytest.param(
-        {"command_args": ["sh"], "environment_vars": [{"key": "PATH", "value": b"/bin"}]},
+        {"command_args": ["sh"], "environment_vars": [{"key": "PATH", "value": b"/bin"}],
+         "constraints": SHELL},
         [],
         id="command_with_path",
     ),
-    pytest.param({"command_args": ["./x"]}, [], id="command_with_slash"),
+    *(
+        pytest.param(
+            {"inputs": [directory("dir"), file("file")], "command_args": [command], **fields},
+            [("unusable-command", "command_args[0]")] if is_found else [],
+            id=id_,
+        )
+        for id_, command, is_found, fields in (
+            ("command_empty", "", True, {}),
+            ("command_builtin", "builtin:fetchurl", True, {}),
+            ("command_sh", "/bin/sh", True, {}),
+            ("command_nowhere", "/usr/bin/env", True, {}),
+            ("command_in_missing_input", "/nix/store/x/bin/sh", True, {}),
+            ("command_is_directory", "/nix/store/dir", True, {}),
+            ("command_in_directory", "/nix/store/dir/bin/sh", False, {}),
+            ("command_in_file", "/nix/store/file/x", True, {}),
+            ("command_not_executable", "/nix/store/file", True, {}),
+            ("command_relative", "./configure", True, {}),
+            ("command_up", "/build/../nix/store/dir/x", False, {}),
+            ("command_in_ro_path", "/opt/x", False,
+             {"constraints": {"system": "x86_64-linux", "available_ro_paths": ["/opt"]}}),
+            ("command_is_additional_file", "/build/x", True,
+             {"additional_files": [{"path": "build/x"}]}),
+            ("command_relative_to_file", "./x", True,
+             {"additional_files": [{"path": "build/x"}]}),
+            ("command_in_tmp", "/tmp/x", True, {}),
+        )
+    ),
+    pytest.param(
+        {"inputs": [file("tool", executable=True)], "command_args": ["/nix/store/tool"]},
+        [],
+        id="command_executable",
+    ),
+    pytest.param(
+        {"inputs": [symlink("link")], "command_args": ["/nix/store/link"]},
+        [("symlink-input", "inputs[0].symlink")],
+        id="command_is_link",
+    ),
+    pytest.param(
+        {"command_args": ["sh"], "environment_vars": [{"key": "PATH", "value": b"/usr/bin:"}]},
+        [("unusable-command", "command_args[0]")],
+        id="path_leads_nowhere",
+    ),
+    pytest.param(
+        {"command_args": ["sh"], "environment_vars": [{"key": "PATH", "value": b""}]},
+        [("unusable-command", "command_args[0]")],
+        id="path_empty",
+    ),
+    pytest.param(
+        {"inputs": [directory("t")], "command_args": ["x"],
+         "environment_vars": [{"key": "PATH", "value": b"/usr/bin:/nix/store/t/bin"}]},
+        [],
+        id="path_leads_into_input",
+    ),
+    # what it wants of the host
+    *(
+        pytest.param(
+            {"constraints": {"system": system}},
+            [(code, "constraints.system")] if code else [],
+            id=f"system_{system}",
+        )
+        for system, code in (
+            ("x86_64-linux", ""), ("riscv64-linux", ""), ("i686-linux", "needs-personality"),
+            ("armv7l-linux", "needs-personality"), ("aarch64-darwin", "foreign-system"),
+            ("X86_64-linux", "foreign-system"), ("builtin", "foreign-system"),
+            (" x86_64-linux", "foreign-system"),
+        )
+    ),
+    pytest.param(
+        {"constraints": ro("/dev/null", "/dev/shm", "/dev/kvm", "/dev/dri/card0")},
+        [("device-without-rule", f"constraints.available_ro_paths[{i}]") for i in (2, 3)],
+        id="devices",
+    ),
     pytest.param(
         {"environment_vars": [{"key": key, "value": b"v"} for key in "AABBBC"]},
         [("equal-variables", f"environment_vars[{i}].key") for i in (0, 2, 3)],
@@ -160,7 +246,7 @@ CASES = [
         id="working_dir_in_shell",
     ),
     pytest.param(
-        {"working_dir": "a/b", "additional_files": [{"path": "a/b"}]},
+        {"working_dir": "build/b", "additional_files": [{"path": "build/b"}]},
         [("misplaced-additional-file", "additional_files[0].path")],
         id="file_at_working_dir",
     ),
@@ -170,12 +256,28 @@ CASES = [
         id="working_dir_in_file",
     ),
     pytest.param(
-        {"inputs": [directory("a")], "working_dir": "nix/store/a/b"}, [], id="working_dir_in_input"
+        {"inputs": [directory("a")], "working_dir": "nix/store/a/b"},
+        [("read-only-working-dir", "working_dir")],
+        id="working_dir_in_input",
     ),
     pytest.param(
         {"working_dir": "proc/self"},
         [("unusable-working-dir", "working_dir")],
         id="working_dir_in_proc",
+    ),
+    pytest.param(
+        {"working_dir": "opt/x"}, [("read-only-working-dir", "working_dir")], id="wd_in_root"
+    ),
+    pytest.param(
+        {"working_dir": ""}, [("read-only-working-dir", "working_dir")], id="wd_is_root"
+    ),
+    pytest.param(
+        {"working_dir": "tmp/x", "environment_vars": [
+            {"key": "TEMP", "value": b"/build/t"}, {"key": "TMP", "value": b"/tmp/"},
+            {"key": "TMPDIR", "value": b"/tmp"}, {"key": "X", "value": b"/tmp"}]},
+        [("unwritable-tmp", field) for field in
+         ("working_dir", "environment_vars[1].value", "environment_vars[2].value")],
+        id="tmp_is_closed",
     ),
     # inputs and scratch paths
     pytest.param(
@@ -269,7 +371,8 @@ CASES = [
     ),
     # what the runtime mounts
     pytest.param(
-        {"scratch_paths": ["build", "dev/shm", "proc", "procfs", "sys/x"], "outputs": []},
+        {"scratch_paths": ["build", "dev/shm", "proc", "procfs", "sys/x"], "outputs": [],
+         "command_args": ["/dev/x"]},
         [
             ("mount-over-proc", "scratch_paths[2]"),
             ("mount-over-sys", "scratch_paths[4]"),
@@ -297,6 +400,8 @@ CASES = [
         {"constraints": ro("/dev/fuse", "/dev/kvm", "/dev/ptmx", "/proc/cpuinfo", "/proc/version",
                            "/sys/kernel")},
         [
+            ("device-without-rule", "constraints.available_ro_paths[0]"),
+            ("device-without-rule", "constraints.available_ro_paths[1]"),
             ("mount-over-proc", "constraints.available_ro_paths[4]"),
             ("mount-over-dev", "constraints.available_ro_paths[2]"),
         ],
@@ -335,7 +440,7 @@ CASES = [
     ),
     pytest.param(
         {"working_dir": "/".join(["x" * 100] * 41)},
-        [("path-too-long", "working_dir")],
+        [("read-only-working-dir", "working_dir"), ("path-too-long", "working_dir")],
         id="path_too_long",
     ),
     pytest.param(
@@ -384,6 +489,26 @@ def test_tmp_is_open_in_a_user_namespace() -> None:
     assert found(fields, rootless=True, uid_mappings=UIDS, gid_mappings=GIDS) == []
 
 
+def test_nix_leaves_room_and_opens_what_the_seed_closes() -> None:
+    fields = {
+        "inputs": [file(f"{i:04}") for i in range(2000)],
+        "scratch_paths": ["build", "nix/store", "tmp/x"],
+        "environment_vars": [{"key": "TMPDIR", "value": b"/tmp"}],
+        "constraints": {"system": "i686-linux", "available_ro_paths": ["/dev/kvm"]},
+    }
+    request = read_request(build_request(**(RUNS | fields)))
+    options = SpecOptions(**QUIET).override(profile="nix")
+    assert diagnose(request, options) == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"), [(True, [("relative-shell", "options.sandbox_shell")]), (False, [])]
+)
+def test_relative_shell(wanted: bool, expected: list[tuple[str, str]]) -> None:
+    constraints = {"system": "x86_64-linux", "provide_bin_sh": wanted}
+    assert found({"constraints": constraints}, sandbox_shell="busybox") == expected
+
+
 def test_a_terminal_takes_a_file() -> None:
     inputs = [file(f"{i:04}") for i in range(1009)]
     codes = [code for code, _ in found({"inputs": inputs}, terminal=True)]
@@ -401,7 +526,7 @@ def test_at_most_20_of_a_code() -> None:
 
 
 def test_messages_are_one_line_that_is_safe_to_print() -> None:
-    request = read_request(build_request(inputs=[symlink("a\x1b[31m\n" + "b" * 100)]))
+    request = read_request(build_request(inputs=[symlink("a\x1b[31m\n" + "b" * 100)], **RUNS))
     (one,) = diagnose(request, SpecOptions(**QUIET))
     assert one.message.isprintable()
     assert len(one.message) < 300
@@ -410,7 +535,8 @@ def test_messages_are_one_line_that_is_safe_to_print() -> None:
 def test_every_code_is_tried_here() -> None:
     tried = {code for case in CASES for code, _ in case.values[1]}
     assert tried | {
-        "no-id-mappings", "root-not-mapped", "build-user-not-mapped", "needs-terminal"
+        "no-id-mappings", "root-not-mapped", "build-user-not-mapped", "needs-terminal",
+        "relative-shell"
     } == set(CODES)  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from runtimes import (
     script,
     specgen,
 )
-from support import build_request
+from support import build_request, require
 
 from specgen_core import SpecOptions, scratch_path
 from specgen_core.answer import generate
@@ -251,6 +251,117 @@ def test_command_without_path(runtime: Runtime, lab: Lab) -> None:
     )
     assert diagnosed(with_path) == []
     runs(build(lab, runtime, ROOTFUL, with_path))
+
+
+def env(**variables: str) -> list[dict[str, Any]]:
+    return [{"key": key, "value": value.encode()} for key, value in sorted(variables.items())]
+
+
+@on_both
+@pytest.mark.parametrize(
+    ("command", "runc", "crun"),
+    [
+        pytest.param("", "executable file not found in $PATH", "not permitted", id="empty"),
+        pytest.param("builtin:fetchurl", "not found in $PATH", "not found in $PATH", id="builtin"),
+        pytest.param("/usr/bin/env", "no such file", "No such file", id="nowhere"),
+        pytest.param("/nix/store/x/bin/x", "no such file", "No such file", id="missing_input"),
+        pytest.param("/nix/store/dir", "permission denied", "not permitted", id="directory"),
+        pytest.param("/nix/store/file", "permission denied", "Permission denied", id="plain_file"),
+        pytest.param("/nix/store/file/x", "not a directory", "Not a directory", id="in_file"),
+        pytest.param("./configure", "no such file", "No such file", id="relative"),
+        pytest.param("/build/added", "permission denied", "Permission denied", id="added_file"),
+    ],
+)
+def test_unusable_command(runtime: Runtime, command: str, runc: str, crun: str, lab: Lab) -> None:
+    added = [{"path": "build/added", "contents": b"#!/bin/sh\n"}]
+    request = request_of(lab, command_args=[command], additional_files=added)
+    assert diagnosed(request) == [("unusable-command", "command_args[0]")]
+    fails(build(lab, runtime, ROOTFUL, request), runc if runtime is RUNC else crun)
+
+
+@on_both
+def test_a_shell_that_was_not_asked_for(runtime: Runtime, lab: Lab) -> None:
+    request = request_of(lab, constraints={"provide_bin_sh": False})
+    assert diagnosed(request) == [("unusable-command", "command_args[0]")]
+    fails(build(lab, runtime, ROOTFUL, request), "no such file or directory")
+
+
+@on_both
+@pytest.mark.parametrize(
+    "path", [pytest.param("/usr/bin:/opt", id="elsewhere"), pytest.param("", id="empty")]
+)
+def test_command_that_path_does_not_lead_to(runtime: Runtime, path: str, lab: Lab) -> None:
+    request = request_of(lab, command_args=["sh"], environment_vars=env(PATH=path))
+    assert diagnosed(request) == [("unusable-command", "command_args[0]")]
+    fails(build(lab, runtime, ROOTFUL, request), "not found in $PATH")
+
+
+@on_both
+def test_read_only_working_dir(runtime: Runtime, lab: Lab) -> None:
+    in_root = request_of(lab, "echo > f", working_dir="opt")
+    assert diagnosed(in_root) == [("read-only-working-dir", "working_dir")]
+    fails(build(lab, runtime, ROOTFUL, in_root), "Read-only file system")
+
+    in_input = request_of(lab, working_dir="nix/store/dir/new")
+    assert diagnosed(in_input) == [("read-only-working-dir", "working_dir")]
+    outcome = build(lab, runtime, ROOTFUL, in_input)
+    fails(outcome, "read-only file system") if runtime is RUNC else runs(outcome)
+    assert (lab.path / "inputs" / "dir" / "new").is_dir() is (runtime is CRUN)
+
+
+@on_both
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        pytest.param({"working_dir": "tmp"}, "working_dir", id="working_dir"),
+        pytest.param(
+            {"environment_vars": env(TMPDIR="/tmp")}, "environment_vars[0].value", id="tmpdir"
+        ),
+    ],
+)
+def test_unwritable_tmp(runtime: Runtime, fields: dict[str, Any], field: str, lab: Lab) -> None:
+    request = request_of(lab, "echo > ${TMPDIR:-.}/f", **fields)
+    assert diagnosed(request) == [("unwritable-tmp", field)]
+    fails(build(lab, runtime, ROOTFUL, request), "Permission denied")
+    assert diagnosed(request, tmp_mode="1777") == []
+    runs(build(lab, runtime, ROOTFUL, request, "--tmp-mode", "1777"))
+
+
+@on_both
+@pytest.mark.parametrize("system", ["aarch64-darwin", "builtin", "x86_64 linux"])
+def test_foreign_system(runtime: Runtime, system: str, lab: Lab) -> None:
+    """The runtimes look at no system: a build for another would run here, as if for this one."""
+    request = request_of(lab, constraints={"system": system})
+    assert diagnosed(request) == [("foreign-system", "constraints.system")]
+    runs(build(lab, runtime, ROOTFUL, request))
+
+
+@on_both
+def test_needs_personality(runtime: Runtime, lab: Lab) -> None:
+    require(os.uname().machine == "x86_64", "a host that runs i686")
+    constraints = {"system": "i686-linux"}
+    request = request_of(lab, 'test "$(uname -m)" = x86_64', constraints=constraints)
+    assert diagnosed(request) == [("needs-personality", "constraints.system")]
+    runs(build(lab, runtime, ROOTFUL, request))
+
+
+def test_device_without_rule(lab: Lab) -> None:
+    """On runc: crun makes no cgroup where these tests run it."""
+    tun = Path("/dev/net/tun")
+    require(tun.is_char_device() and tun.stat().st_mode & 0o6 == 0o6, "a /dev/net/tun for all")
+    constraints = {"available_ro_paths": [str(tun)]}
+    request = request_of(lab, f"exec 3<>{tun}", constraints=constraints)
+    field = "constraints.available_ro_paths[0]"
+    assert diagnosed(request) == [("device-without-rule", field)]
+    fails(build(lab, RUNC, ROOTFUL, request), "Operation not permitted")
+    assert diagnosed(request, devices=(str(tun),)) == []
+    runs(build(lab, RUNC, ROOTFUL, request, "--device", str(tun)))
+
+
+@on_both
+def test_relative_shell(runtime: Runtime, lab: Lab) -> None:
+    flags = ("--sandbox-shell", "busybox")
+    fails(build(lab, runtime, ROOTFUL, request_of(lab), *flags), "no such file or directory")
 
 
 @on_both

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 from pathlib import Path
@@ -9,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from specgen_commands.host_ids import NoSubordinateIds, host_id_mappings
+from specgen_commands import host_ids
+from specgen_commands.host_ids import NoSubordinateIds, all_own_ids, host_id_mappings
 from specgen_core import IdMapping
 
 ENTRY = "alice:100000:65536\n"
@@ -28,7 +30,10 @@ def alice(monkeypatch: pytest.MonkeyPatch) -> None:
 def root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(os, "getegid", lambda: 0)
-    monkeypatch.setattr(pwd, "getpwuid", {0: SimpleNamespace(pw_name="root")}.__getitem__)
+    names = {0: "root", 14: "uucp", 1000: "bob"}
+    accounts = {id_: SimpleNamespace(pw_name=name) for id_, name in names.items()}
+    monkeypatch.setattr(pwd, "getpwuid", accounts.__getitem__)
+    monkeypatch.setattr(grp, "getgrgid", accounts.__getitem__)
 
 
 def mappings(
@@ -136,17 +141,116 @@ def test_unreadable_file(tmp_path: Path) -> None:
         mappings(tmp_path, None, ENTRY)
 
 
-@pytest.mark.usefixtures("root")
-def test_root_without_an_entry_keeps_its_ids(tmp_path: Path) -> None:
-    assert mappings(tmp_path, None, "") == (
-        tuple(IdMapping(i, i, 1) for i in (0, 1000, NOBODY)),
-        tuple(IdMapping(i, i, 1) for i in (0, 100, NOBODY)),
-    )
+FREE = 2_130_706_432
+"""The first of the ranges that nobody gives to anyone."""
 
 
 @pytest.mark.usefixtures("root")
-def test_root_with_an_entry(tmp_path: Path) -> None:
-    uids, gids = mappings(tmp_path, "root:100000:9\n", None)
+@pytest.mark.parametrize(
+    ("lines", "ids"),
+    [
+        pytest.param("root:100000:65536\n", [100_001, 100_000, 100_002], id="by_name"),
+        pytest.param("0:100000:65536\n", [100_001, 100_000, 100_002], id="by_uid"),
+        pytest.param("root:100000:2\n", [100_001, 100_000], id="two_have_no_nobody"),
+        pytest.param("root:5:9\nroot:100000:9\n", [6, 5, 7], id="first_of_two"),
+        pytest.param("root:7:1\nroot:100000:9\n", [100_000, 7, 100_001], id="of_two_entries"),
+        pytest.param("root:0:65536\n", [2, 1, 3], id="not_root_itself"),
+        pytest.param("root:13:65536\n", [15, 13, 16], id="no_system_account"),
+        pytest.param("root:1000:1\n", [FREE + 1, FREE, FREE + 2], id="no_person"),
+        pytest.param("root:1000:1\nroot:500000:65536\n", [500_001, 500_000, 500_002], id="lxd"),
+        pytest.param("root:9:1\n", [FREE + 1, FREE, FREE + 2], id="too_few"),
+        pytest.param(
+            "alice:100000:65536\nroot:100000:65536\n", [FREE + 1, FREE, FREE + 2], id="a_persons"
+        ),
+        pytest.param(
+            "alice:100000:9\nroot:100000:65536\n", [100_010, 100_009, 100_011], id="partly_so"
+        ),
+        pytest.param(None, [FREE + 1, FREE, FREE + 2], id="no_file"),
+        pytest.param("roots:1:9\nalice:100000:65536\n", [FREE + 1, FREE, FREE + 2], id="others"),
+        pytest.param(
+            f"alice:{FREE + 9}:1\n", [FREE + 65_537, FREE + 65_536, FREE + 65_538], id="next_range"
+        ),
+    ],
+)
+def test_root_is_nobody_of_this_host(tmp_path: Path, lines: str | None, ids: list[int]) -> None:
+    uids, gids = mappings(tmp_path, lines, lines)
 
-    assert uids[:2] == (IdMapping(0, 0, 1), IdMapping(1000, 100000, 1))
-    assert gids[1] == IdMapping(100, 100, 1)
+    assert [m.host_id for m in uids] == [m.host_id for m in gids] == ids
+    assert [m.container_id for m in uids] == [0, 1000, NOBODY][: len(ids)]
+    assert [m.container_id for m in gids] == [0, 100, NOBODY][: len(ids)]
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize(
+    ("there", "lines", "said"),
+    [
+        pytest.param(
+            "0 1000 1\n1 100000 999\n",
+            "",
+            "no subordinate ids for root in {file}, and none that are free; this user namespace has"
+            " too few ids, see {map}",
+            id="too_few",
+        ),
+        pytest.param(
+            "0 1000 1\n1 100000 65536\n",
+            "",
+            "no subordinate ids for root in {file}, and none that are free: add a line such as "
+            "root:60001:1183 (see usermod(8), --add-subuids and --add-subgids)",
+            id="in_a_container",
+        ),
+        pytest.param(
+            "0 0 400000\n",
+            "alice:100000:65536\n",
+            "no subordinate ids for root in {file}, and none that are free: add a line such as "
+            "root:165536:65536 (see usermod(8), --add-subuids and --add-subgids)",
+            id="beside_those_of_others",
+        ),
+        pytest.param(
+            "0 0 4294967295\n",
+            f"alice:{FREE}:16646144\n",
+            "no subordinate ids for root in {file}, and none that are free: add a line such as "
+            "root:100000:65536 (see usermod(8), --add-subuids and --add-subgids)",
+            id="all_taken",
+        ),
+    ],
+)
+def test_no_ids_for_root(
+    there: str, lines: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "map").write_text(there)
+    for name in ("_UID_MAP", "_GID_MAP"):
+        monkeypatch.setattr(host_ids, name, tmp_path / "map")
+
+    with pytest.raises(NoSubordinateIds) as refused:
+        mappings(tmp_path, lines, lines)
+
+    assert str(refused.value) == said.format(file=tmp_path / "subuid", map=tmp_path / "map")
+
+
+@pytest.mark.usefixtures("alice")
+def test_ids_that_this_user_namespace_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "map").write_text("0 1000 1\n1 100000 65536\n")
+    monkeypatch.setattr(host_ids, "_UID_MAP", tmp_path / "map")
+
+    with pytest.raises(NoSubordinateIds, match="are not among the ids of this user namespace"):
+        mappings(tmp_path, "alice:100000:65536\n", ENTRY)
+
+
+@pytest.mark.usefixtures("alice")
+@pytest.mark.parametrize(
+    ("entry", "build_user", "count"),
+    [
+        pytest.param("alice:1234:9\n", 1235, 8, id="first"),
+        pytest.param("alice:1200:65536\n", 1200, 34, id="in_the_middle"),
+        pytest.param("alice:1235:1\n", 1235, 1, id="beside"),
+    ],
+)
+def test_the_runners_own_id_is_not_mapped_twice(
+    entry: str, build_user: int, count: int, tmp_path: Path
+) -> None:
+    uids, _ = mappings(tmp_path, entry, ENTRY)
+    assert [m.host_id for m in uids[:2]] == [1234, build_user]
+    own, _ = all_own_ids(tmp_path / "subuid", tmp_path / "subgid")
+    assert own == (IdMapping(0, 1234, 1), IdMapping(1, build_user, count))

@@ -25,12 +25,22 @@ message specgen.v1.SpecJSON
   2 repeated specgen.v1.ScratchDir scratch_dirs
   3 repeated specgen.v1.OutputPath output_paths
   4 repeated specgen.v1.Diagnostic diagnostics
+  5 repeated specgen.v1.AdditionalFilePath additional_files
+  6 repeated specgen.v1.RootEntry root_entries
 message specgen.v1.ScratchDir
   1 string path
   2 string bundle_path
 message specgen.v1.OutputPath
   1 string path
   2 string bundle_path
+message specgen.v1.AdditionalFilePath
+  1 string path
+  2 string bundle_path
+message specgen.v1.RootEntry
+  1 string bundle_path
+  2 uint32 mode
+  3 string kind
+  4 bytes contents
 message specgen.v1.Diagnostic
   1 string code
   2 string field
@@ -42,6 +52,25 @@ message specgen.v1.SpecOptions
   4 optional bool cgroup_namespace
   5 repeated specgen.v1.IdMapping uid_mappings
   6 repeated specgen.v1.IdMapping gid_mappings
+  7 optional string profile
+  8 specgen.v1.Nofile nofile
+  9 optional bool drop_capabilities
+  10 optional string tmp_mode
+  11 repeated string devices
+  12 optional string device_rules
+  13 specgen.v1.Resources resources
+  14 optional string cgroups_path
+  15 optional string seccomp
+  16 optional string personality
+  17 optional bool skeleton
+message specgen.v1.Nofile
+  1 uint64 soft
+  2 uint64 hard
+message specgen.v1.Resources
+  1 uint64 memory_bytes
+  2 uint64 cpu_quota_us
+  3 uint64 cpu_period_us
+  4 uint64 pids
 message specgen.v1.IdMapping
   1 uint32 container_id
   2 uint32 host_id

@@ -13,8 +13,10 @@ from specgen_client.skeleton import tree_of
 from specgen_core import (
     InvalidRequest,
     Request,
+    Skeleton,
     SpecOptions,
     diagnose,
+    generate,
     make_spec,
     oci,
     read_request,
@@ -34,15 +36,35 @@ def test_what_the_writer_refuses_is_a_diagnostic(seed: int) -> None:
             request = read_request(message)
         except InvalidRequest:
             continue
-        try:
-            tree_of(request, make_spec(request, QUIET), None)
-        except BundleError as error:
+        layout = Layout(request, make_spec(request, QUIET).mounts)
+        skeleton = Skeleton(request, layout)
+        if skeleton.conflicts or "" in skeleton.file_paths:
             refused += 1
             if not diagnose(request, QUIET):
-                hidden.append((str(error), message.SerializeToString().hex()))
+                hidden.append(message.SerializeToString().hex())
 
     assert hidden == []
     assert refused > 1000
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_what_the_writer_refuses_is_a_diagnostic_too(seed: int) -> None:
+    """It lays what the answer says: so of the same requests, it refuses no others."""
+    options = QUIET.override(skeleton=True)
+    refused, hidden = 0, []
+    for message in islice(odd_requests(random.Random(seed)), 2000):
+        try:
+            answer = generate(message, options)
+            tree_of(read_request(message), answer, None)
+        except InvalidRequest:
+            continue
+        except BundleError as error:
+            refused += 1
+            if not answer.diagnostics:
+                hidden.append((str(error), message.SerializeToString().hex()))
+
+    assert hidden == []
+    assert refused > 100
 
 
 def mounts(*places: str) -> list[oci.Mount]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import urllib.request
 from pathlib import Path
 
@@ -109,3 +111,58 @@ def test_options_count_as_any_call(tmp_path: Path, unused_address: str) -> None:
         wait_until(
             lambda: of(scrape(unused_address), "specgen_calls_total", **labels) == 1, "one call"
         )
+
+
+@pytest.mark.parametrize(
+    ("listen", "asked"),
+    [
+        pytest.param("127.0.0.1", ["127.0.0.1"], id="ipv4"),
+        pytest.param("[::1]", ["[::1]"], id="ipv6"),
+        pytest.param("localhost", ["localhost"], id="name"),
+        pytest.param("[::]", ["127.0.0.1", "[::1]"], id="ipv6_wildcard"),
+        pytest.param("0.0.0.0", ["127.0.0.1", "[::1]"], id="ipv4_wildcard"),
+    ],
+)
+def test_where_metrics_are_served(
+    tmp_path: Path, unused_address: str, listen: str, asked: list[str]
+) -> None:
+    port = unused_address.rpartition(":")[2]
+    flags = ("--metrics", f"{listen}:{port}", "--workers", "1")
+    with running_server("127.0.0.1:0", tmp_path / "log", *flags):
+        for host in asked:
+            assert of(scrape(f"{host}:{port}"), "specgen_worker_restarts_total") == 0
+
+
+def test_connections_that_do_not_go_on_make_room(tmp_path: Path, unused_address: str) -> None:
+    flags = ("--workers", "1", "--metrics", unused_address)
+    host, _, port = unused_address.rpartition(":")
+    with (
+        running_server("127.0.0.1:0", tmp_path / "log", *flags) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        pid = server.process.pid
+
+        def open_files() -> int:
+            return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+        before = open_files()
+        idle = []
+        for _ in range(100):
+            idle.append(stack.enter_context(socket.create_connection((host, int(port)), 10)))
+            idle[-1].sendall(b"GET /metrics HTTP/1.1\r\nX: ")
+        wait_until(lambda: idle[80].recv(1) == b"", "the oldest ended")
+        wait_until(lambda: open_files() <= before + 16, "their descriptors closed")
+        wait_until(lambda: of(scrape(unused_address), "specgen_workers") == 1, "a report")
+        with SpecClient(server.address) as client:
+            assert client.generate(build_request()).json
+
+
+def test_a_connection_that_says_nothing_ends(tmp_path: Path, unused_address: str) -> None:
+    flags = ("--workers", "1", "--metrics", unused_address)
+    host, _, port = unused_address.rpartition(":")
+    with (
+        running_server("127.0.0.1:0", tmp_path / "log", *flags) as server,
+        socket.create_connection((host, int(port)), 15) as idle,
+    ):
+        assert idle.recv(1) == b""
+        assert "Traceback" not in server.log.read_text()

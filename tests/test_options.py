@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 from support import build_request
 
-from specgen_core import IdMapping, InvalidRequest, SpecOptions
+from specgen_core import IdMapping, InvalidRequest, Nofile, Resources, SpecOptions
 from specgen_core.answer import generate
 
 LAST_ID = 2**32 - 2
 MAPPED = SpecOptions(uid_mappings=(IdMapping(0, 1000, 1),), gid_mappings=(IdMapping(0, 100, 1),))
+DEVICE = (
+    "must be one of /dev/kvm, /dev/fuse, /dev/net/tun, or PATH:TYPE:MAJOR:MINOR:ACCESS such as "
+    "/dev/kvm:c:10:232:rw"
+)
 FOR_ROOTFUL = (
     "must be empty for a rootful spec, which has no user namespace: leave them out, or set rootless"
 )
@@ -37,7 +41,7 @@ def test_defaults_are_those_of_the_seed() -> None:
             [
                 (
                     "options.sandbox_shell",
-                    "must be a path on the host, not empty, without a NUL byte",
+                    "must be a path on the host, is empty",
                 )
             ],
             id="shell_empty",
@@ -47,7 +51,7 @@ def test_defaults_are_those_of_the_seed() -> None:
             [
                 (
                     "options.sandbox_shell",
-                    "must be a path on the host, not empty, without a NUL byte",
+                    "must not contain a NUL byte",
                 )
             ],
             id="shell_nul",
@@ -122,12 +126,85 @@ def test_defaults_are_those_of_the_seed() -> None:
             [
                 (
                     "options.sandbox_shell",
-                    "must be a path on the host, not empty, without a NUL byte",
+                    "must be a path on the host, is empty",
                 ),
                 ("options.uid_mappings", FOR_ROOTFUL),
                 ("options.uid_mappings[0].size", "must be at least 1"),
             ],
             id="all_at_once",
+        ),
+        pytest.param(
+            {"nofile": Nofile(10, 5)},
+            [("options.nofile.soft", "must be 1 to 5, the hard limit, is 10")],
+            id="nofile_soft_above_hard",
+        ),
+        pytest.param(
+            {"nofile": Nofile(10, 0)},
+            [("options.nofile.soft", "must be 0 where the hard limit is, is 10")],
+            id="nofile_soft_without_hard",
+        ),
+        pytest.param(
+            {"nofile": Nofile(1, 2**31)},
+            [("options.nofile.hard", "must be 0 for none, or at most 1073741824")],
+            id="nofile_too_many",
+        ),
+        pytest.param(
+            {"tmp_mode": "0o700"},
+            [("options.tmp_mode", 'must be a mode in octal digits such as 1777, is "0o700"')],
+            id="tmp_mode",
+        ),
+        pytest.param(
+            {"tmp_mode": "4755"},
+            [("options.tmp_mode", 'must be a mode in octal digits such as 1777, is "4755"')],
+            id="tmp_mode_setuid",
+        ),
+        pytest.param(
+            {"devices": ("/dev/kvm", "/dev/nothing", "/dev/x:q:1:2:rw")},
+            [
+                (f"options.devices[{i}]", f'{DEVICE}, is "{device}"')
+                for i, device in ((1, "/dev/nothing"), (2, "/dev/x:q:1:2:rw"))
+            ],
+            id="devices",
+        ),
+        pytest.param(
+            {"devices": ("/dev/kvm",) * 101},
+            [("options.devices", "must be at most 100")],
+            id="devices_too_many",
+        ),
+        pytest.param(
+            {"device_rules": "allow", "seccomp": "yes", "personality": ""},
+            [
+                ("options.device_rules", 'must be one of deny, none, is "allow"'),
+                ("options.seccomp", 'must be one of none, nix, is "yes"'),
+                ("options.personality", 'must be one of none, system, is ""'),
+            ],
+            id="choices",
+        ),
+        pytest.param(
+            {"resources": Resources(1, 1, 2_000_000, 0)},
+            [
+                (
+                    "options.resources.memory_bytes",
+                    "must be 0 for none, or 4096 to 9223372036854775807, is 1",
+                ),
+                (
+                    "options.resources.cpu_quota_us",
+                    "must be 0 for none, or 1000 to 9223372036854775807, is 1",
+                ),
+                (
+                    "options.resources.cpu_period_us",
+                    "must be 0 for none, or 1000 to 1000000, is 2000000",
+                ),
+            ],
+            id="resources",
+        ),
+        pytest.param(
+            {"cgroups_path": "/a/../b\0"},
+            [
+                ("options.cgroups_path", "must not contain a NUL byte"),
+                ("options.cgroups_path", 'must not have ".." as a segment'),
+            ],
+            id="cgroups_path",
         ),
     ],
 )

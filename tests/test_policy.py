@@ -73,6 +73,37 @@ def test_a_glob_starts_with_a_slash() -> None:
     assert "--allow-ro-path 'kvm': it must start with a slash" in ended.stderr
 
 
+@pytest.mark.parametrize("value", ["", " "])
+@pytest.mark.parametrize(
+    "flag", ["--allow-ro-path", "--deny-network", "--deny-host-shell", "--no-option-overrides"]
+)
+def test_an_empty_variable_forbids_nothing_and_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, flag: str, value: str
+) -> None:
+    variable = f"SPECGEN_{flag[2:].upper().replace('-', '_')}"
+    monkeypatch.setenv(variable, value)
+    ended = start("--listen", "127.0.0.1:0")
+    assert ended.returncode == 2
+    said = f"{variable} is empty: give it a value, or unset it to go without {flag}"
+    assert " ".join(ended.stderr.split()).endswith(said)
+
+
+def test_globs_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SPECGEN_ALLOW_RO_PATH", "/dev/* /etc/ssl/*")
+    monkeypatch.setenv("SPECGEN_DENY_NETWORK", "false")
+    with (
+        running_server("127.0.0.1:0", tmp_path / "log", "--workers", "1") as server,
+        SpecClient(server.address) as client,
+    ):
+        assert client.generate(build_request(**EVERYTHING)).json
+        with pytest.raises(RequestRefused):
+            client.generate(
+                build_request(
+                    constraints={"system": "x86_64-linux", "available_ro_paths": ["/etc"]}
+                )
+            )
+
+
 @pytest.mark.parametrize(
     ("shell", "fields"),
     [

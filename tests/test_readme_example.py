@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from blake3 import blake3
-from runtimes import RUNC, Mode, require_runtime
+from runtimes import EVERY_WAY, RUNC, Mode, Runtime, new_lab, require_runtime, run, specgen
 from support import require
 
 from specgen_client.request_files import read_request_file
@@ -62,6 +63,32 @@ def test_real_build(terminal: bool, tmp_path: Path) -> None:
     assert "warning" not in output
     assert "building hello 1.0 as uid 1000\n" in output
     assert output.endswith("Hello, world!\n")
+
+
+@pytest.mark.parametrize(("runtime", "mode"), [w for w in EVERY_WAY if "rootful" not in str(w.id)])
+def test_real_build_every_way(runtime: Runtime, mode: Mode) -> None:
+    """The same words, by root and by a user, on runc and on crun."""
+    require_runtime(runtime, mode)
+    bundle_words, _, last = (shlex.split(line) for line in commands().splitlines())
+    with new_lab() as lab:
+        shutil.copytree(ROOT / "examples", lab.path / "examples")
+        bundle = lab.path / "builds/hello"
+        places = {str(BUNDLE): bundle, "examples/": lab.path / "examples/"}
+        words = [place_in(word, places) for word in bundle_words[1:]]
+        done = specgen(mode, *words)
+        assert done.exit_code == 0, done.output
+        outcome = run(runtime, mode, bundle)
+        assert outcome.exit_code == 0, outcome.output
+        assert "building hello 1.0 as uid 1000\n" in outcome.output
+        [program] = bundle.glob(last[1].removeprefix(f"{BUNDLE}/"))
+        assert subprocess.check_output(("sh", program), text=True) == "Hello, world!\n"
+
+
+def place_in(word: str, places: dict[str, Path]) -> str:
+    for before, after in places.items():
+        if word.startswith(before):
+            return str(after) + "/" * before.endswith("/") + word.removeprefix(before)
+    return word
 
 
 def test_the_section_has_three_commands() -> None:

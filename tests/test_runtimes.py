@@ -32,6 +32,7 @@ from runtimes import (
 )
 from support import build_request, file, require
 
+from specgen_client.placing import MARKER
 from specgen_core import scratch_path
 from tvix.build.protos.build_pb2 import BuildRequest
 
@@ -298,10 +299,11 @@ def test_force_replaces_what_a_build_left(runtime: Runtime, mode: Mode, lab: Lab
     bundle = lab.bundle(mode, request, "--inputs", inputs)
     assert run(runtime, mode, bundle).exit_code == 0
 
+    written = {"config.json", "inputs", "root", "scratch"}
     lab.bundle(mode, request, "--inputs", inputs, "--force")
 
     assert run(runtime, mode, bundle).exit_code == 0
-    assert {p.name for p in bundle.iterdir()} == {"config.json", "inputs", "root", "scratch"}
+    assert {p.name for p in bundle.iterdir()} == {*written, MARKER}
     assert [p.name for p in bundle.parent.iterdir()] == [bundle.name]
 
 

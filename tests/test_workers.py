@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -155,3 +156,132 @@ def test_a_unix_socket_takes_one_worker(unix_server: RunningServer) -> None:
     ended = start("--listen", "unix:///tmp/specgen-test.sock", "--workers", "2")
     assert ended.returncode == 2
     assert "a unix socket takes one worker" in ended.stderr
+
+
+def test_a_worker_that_falls_silent_is_replaced(tmp_path: Path) -> None:
+    with running_server("127.0.0.1:0", tmp_path / "log", *TWO_WORKERS) as server:
+        stopped = children(server.process.pid)[0]
+        os.kill(stopped, signal.SIGSTOP)
+
+        def replaced() -> bool:
+            workers = children(server.process.pid)
+            return len(workers) == 2 and stopped not in workers
+
+        wait_until(replaced, "a new worker", 30)
+        assert answers(server.address)
+        log = server.log.read_text()
+        assert "worker 0 is silent: killing it" in log
+        assert "worker 0 died (SIGKILL), starting it again in 0.0 s" in log
+
+
+def test_a_worker_that_outlives_the_grace_is_killed(tmp_path: Path) -> None:
+    flags = (*TWO_WORKERS, "--grace", "0.5")
+    with running_server("127.0.0.1:0", tmp_path / "log", *flags) as server:
+        stopped = children(server.process.pid)[0]
+        os.kill(stopped, signal.SIGSTOP)
+        server.process.terminate()
+        assert server.process.wait(20) == 1
+        assert not alive(stopped)
+        assert "killing the workers that have not ended" in server.log.read_text()
+
+
+def test_a_supervisor_that_was_stopped_for_a_while_takes_no_worker_for_silent(
+    tmp_path: Path,
+) -> None:
+    with running_server("127.0.0.1:0", tmp_path / "log", *TWO_WORKERS) as server:
+        workers = children(server.process.pid)
+        server.process.send_signal(signal.SIGSTOP)
+        time.sleep(1)
+        assert answers(server.address)  # their reports find nobody, and hold them up in nothing
+        server.process.send_signal(signal.SIGCONT)
+        time.sleep(0.5)
+        assert children(server.process.pid) == workers
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
+    """As when there is no descriptor, no memory or no process to be had."""
+    with running_server("127.0.0.1:0", tmp_path / "log", *TWO_WORKERS) as server:
+        pid = server.process.pid
+        sound, killed = children(pid)
+        limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limit[1]))
+        os.kill(killed, signal.SIGKILL)
+        failed = "worker 1 cannot be started ([Errno 24] Too many open files)"
+        wait_until(lambda: server.log.read_text().count(failed) >= 6, "six attempts", 40)
+        assert children(pid) == [sound]
+        assert answers(server.address)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
+        wait_until(lambda: len(children(pid)) == 2, "a new worker")
+        assert sound in children(pid)
+
+
+def test_a_worker_that_fails_at_its_start_is_no_end_to_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "worker = 'specgen_server.process.worker' in sys.orig_argv\n"
+        f"if worker and os.path.exists({str(broken)!r}): os._exit(3)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with running_server("127.0.0.1:0", tmp_path / "log", *TWO_WORKERS) as server:
+        sound, killed = children(server.process.pid)
+        broken.touch()
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: server.log.read_text().count("died (exit code 3)") >= 6, "failures", 40)
+        assert answers(server.address)
+        broken.unlink()
+        wait_until(lambda: len(children(server.process.pid)) == 2, "a new worker")
+        assert sound in children(server.process.pid)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_process_whose_thread_fails_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: str
+) -> None:
+    """As gRPC's own does when it cannot start another: it would listen and answer nobody."""
+    fail = tmp_path / "fail"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys, threading, time\n"
+        "def run():\n"
+        f"    while not os.path.exists({str(fail)!r}): time.sleep(0.01)\n"
+        f"    os.unlink({str(fail)!r})\n"
+        '    raise RuntimeError("can\'t start new thread")\n'
+        f"if {workers!r} == '1' or 'specgen_server.process.worker' in sys.orig_argv:\n"
+        "    threading.Thread(target=run, name='serving', daemon=True).start()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    said = "thread serving failed, so this process ends"
+    with running_server("127.0.0.1:0", tmp_path / "log", "--workers", workers) as server:
+        before = children(server.process.pid)
+        fail.touch()
+        wait_until(lambda: said in server.log.read_text(), "the log line")
+        if workers == "1":
+            assert server.process.wait(20) == 1
+        else:
+            wait_until(lambda: children(server.process.pid) != before, "a new worker")
+            assert answers(server.address)
+            assert "died (exit code 1)" in server.log.read_text()
+        assert "RuntimeError: can't start new thread" in server.log.read_text()
+
+
+def test_the_same_signal_twice_is_one(tmp_path: Path) -> None:
+    flags = (*TWO_WORKERS, "--drain-delay", "1")
+    with running_server("127.0.0.1:0", tmp_path / "log", *flags) as server:
+        for _ in range(50):
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.005)
+        assert server.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_another_signal_ends_it_at_once(tmp_path: Path, workers: str) -> None:
+    flags = ("--workers", workers, "--drain-delay", "60")
+    with running_server("127.0.0.1:0", tmp_path / "log", *flags) as server:
+        started = children(server.process.pid)
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "stopping" in server.log.read_text(), "the first signal seen")
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(5) == 1
+        assert not any(map(alive, started))

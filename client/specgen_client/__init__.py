@@ -6,7 +6,8 @@
         spec = client.generate(request)          # specgen.v1.SpecJSON
         for result in client.generate_many(requests):
             ...
-    write_bundle(request, Path("bundle"), spec=spec)
+    with_skeleton = client.generate(request, options=SpecOptions(skeleton=True))
+    write_bundle(request, Path("bundle"), spec=with_skeleton)
 """
 
 from .bundle import BundleError, write_bundle

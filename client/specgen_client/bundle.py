@@ -13,22 +13,22 @@ out of the bundle, and is put in place by renaming once it is complete.
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
-import msgspec
-
 from specgen.v1.specgen_pb2 import SpecJSON
-from specgen_core import oci, read_request
+from specgen_core import read_request
 from tvix.build.protos.build_pb2 import BuildRequest
 
 from .bundle_error import BundleError
-from .copying import write_inputs
+from .copying import Progress, write_inputs
 from .files import write_new
+from .given_spec import decoded
 from .host_checks import host_problems
-from .owners import build_owner, give_away, has_user_namespace
+from .owners import build_owner, close_to_others, give_away, has_user_namespace
 from .placing import new_contents
-from .skeleton import tree_of
+from .skeleton import Tree, tree_of
 
 __all__ = ["BundleError", "write_bundle"]
 
@@ -41,16 +41,19 @@ def write_bundle(
     inputs: Path | None = None,
     copy_inputs: bool = False,
     force: bool = False,
+    progress: Progress | None = None,
 ) -> list[str]:
     """Write the bundle of a build request, whole or not at all.
 
     Args:
         request: what is to be built.
         directory: where to write it: a new directory, or one that is empty.
-        spec: what the service, or ``specgen_core.answer``, answered to the request.
+        spec: what the service, or ``specgen_core.answer``, answered to the request; with
+            ``skeleton`` among the options.
         inputs: a directory that holds the inputs, each under its name.
         copy_inputs: copy them, instead of making ``inputs/`` a link to that directory.
         force: replace the bundle that is in the directory. What else is in it stays.
+        progress: what to call after each input that was copied.
 
     Returns:
         What will keep it from running on this host, a sentence each.
@@ -63,20 +66,31 @@ def write_bundle(
         OSError: it cannot be written.
     """
     read = read_request(request)
-    try:
-        config = oci.decode(spec.json)
-    except msgspec.DecodeError as error:
-        raise BundleError(f"the spec is no config.json of this service: {error}") from None
-    tree = tree_of(read, config, inputs)
+    config = decoded(spec.json)
+    tree = tree_of(read, spec, inputs)
     owner = build_owner(config)
-    problems = list(host_problems(read, config, directory.absolute(), inputs))
+    problems = list(host_problems(read, config, directory.absolute(), inputs, copied=copy_inputs))
     if force and inputs is not None and inputs.resolve().is_relative_to(directory.resolve()):
         raise BundleError(f"{inputs} lies in {directory}, the bundle that is to be replaced")
-    with new_contents(directory, force=force) as (path, fd):
-        tree.write(fd, owner if os.geteuid() == 0 else None)
+    as_root = os.geteuid() == 0
+    with new_contents(
+        directory, force=force, admit=lambda place: close_to_others(place, config)
+    ) as fd:
+        _write_tree(tree, fd, owner if as_root else None)
+        write_inputs(read, fd, inputs, copy=copy_inputs, progress=progress)
         write_new(fd, "config.json", spec.json.encode())
-        write_inputs(read, path, inputs, copy=copy_inputs)
-        if os.geteuid() != 0:
-            scratch = [str(path / name) for name in tree.scratch_directories()]
-            problems += give_away(scratch, owner, rootless=has_user_namespace(config))
+        if not as_root:
+            problems += give_away(fd, owner, rootless=has_user_namespace(config))
     return problems
+
+
+def _write_tree(tree: Tree, fd: int, owner: tuple[int, int] | None) -> None:
+    try:
+        tree.write(fd, owner)
+    except OSError as error:
+        if owner is None or error.errno != errno.EINVAL:
+            raise
+        raise BundleError(
+            "this user namespace has too few ids, see /proc/self/uid_map and gid_map: the"
+            f" build's uid {owner[0]} or gid {owner[1]} is not among them"
+        ) from None

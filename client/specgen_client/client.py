@@ -12,12 +12,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import grpc
 from google.protobuf import json_format
@@ -28,13 +28,15 @@ from grpc_status import rpc_status
 
 from specgen.v1.specgen_pb2 import (
     FieldViolation,
-    GenerateSpecsRequest,
     SpecError,
     SpecJSON,
     SpecOptions,
 )
 from specgen.v1.specgen_pb2_grpc import SpecServiceStub
 from tvix.build.protos.build_pb2 import BuildRequest
+
+from .attempts import Attempts
+from .chunks import Chunks
 
 __all__ = [
     "CallFailed",
@@ -45,6 +47,9 @@ __all__ = [
     "SpecgenError",
     "Tls",
 ]
+
+
+T = TypeVar("T")
 
 
 class SpecgenError(Exception):
@@ -107,18 +112,13 @@ class Tls:
 
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # as the server's default; gRPC's own is 4 MiB
 _CHUNK = 64
-_CHUNK_BYTES = 4 * 1024 * 1024  # specs are about twice as long, and all come in one message
 _SERVICE = "specgen.v1.SpecService"
 
-# A spec is a pure function of its request, so asking again is always safe.
-_RETRY_POLICY = {
-    "maxAttempts": 5,
-    "initialBackoff": "0.1s",
-    "maxBackoff": "2s",
-    "backoffMultiplier": 2,
-    # CANCELLED, where we did not cancel: the server stopped before it looked at the call
-    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
-}
+_LOOPBACK = re.compile(
+    r"(dns:(//[^/]*/)?)?(localhost|[^:/\[\]]+\.localhost|127(\.[0-9]+){1,3}|\[::1\])(:[0-9]+)?"
+    r"|ipv4:127\..*|ipv6:(\[::1\]|%5B::1%5D).*",
+    re.IGNORECASE,
+)
 
 
 class SpecClient:
@@ -146,18 +146,20 @@ class SpecClient:
         self._credentials = tls.credentials() if tls else None
         self._timeout = timeout
         self._wait_for_ready = wait_for_ready
+        self._closed = False
         # a server that is about to stop says so in its health, before it refuses any call
-        self._channel = self._connect(healthCheckConfig={"serviceName": _SERVICE})
+        self._channel = self._connect(
+            proxy=not _LOOPBACK.fullmatch(target), healthCheckConfig={"serviceName": _SERVICE}
+        )
         self._stub = SpecServiceStub(self._channel)
 
-    def _connect(self, **service_config: object) -> grpc.Channel:
+    def _connect(self, *, proxy: bool, **service_config: object) -> grpc.Channel:
         service_config |= {
             "loadBalancingConfig": [{"round_robin": {}}],
             "methodConfig": [
                 {
                     "name": [{"service": _SERVICE}, {"service": "grpc.health.v1.Health"}],
                     "waitForReady": self._wait_for_ready,
-                    "retryPolicy": _RETRY_POLICY,
                 }
             ],
         }
@@ -171,8 +173,7 @@ class SpecClient:
             # a refusal may come with many details
             ("grpc.max_metadata_size", 16 * 1024),
             ("grpc.absolute_max_metadata_size", 64 * 1024),
-            # a call is retried only while all of it is still at hand
-            ("grpc.per_rpc_retry_buffer_size", _MAX_MESSAGE_BYTES),
+            ("grpc.enable_http_proxy", int(proxy)),
         ]
         if self._credentials is None:
             return grpc.insecure_channel(self._target, channel_options)
@@ -201,12 +202,11 @@ class SpecClient:
                 options, indent=None, preserving_proto_field_name=True
             )
             metadata = (("specgen-options", message),)
-        try:
-            return self._stub.GenerateSpec(
-                request, timeout=timeout or self._timeout, metadata=metadata
-            )
-        except grpc.RpcError as error:
-            raise _error_of_call(error) from error
+
+        def call(timeout: float | None) -> SpecJSON:
+            return self._stub.GenerateSpec(request, timeout=timeout, metadata=metadata)
+
+        return self._answer(call, timeout)
 
     def generate_many(
         self,
@@ -220,23 +220,37 @@ class SpecClient:
 
         It takes requests, ``chunk`` at a time, as it goes; so they may be endless. A build
         without a spec yields its error, which is not raised, and the others go on. Without
-        a timeout, in seconds, it takes as long as it takes.
+        a timeout, in seconds, it takes as long as it takes. When the connection ends on the
+        way, as a server's --max-connection-age has it, another call goes on from the first
+        request without an answer; so those sent and not yet answered are kept until then.
 
         Raises:
             SpecgenError: the call as a whole failed.
         """
-        taken = _Chunks(requests, options, chunk)
-        responses = self._stub.GenerateSpecs(taken, timeout=timeout)
-        try:
-            for response in responses:
-                for result in response.results:
-                    yield result.spec if result.HasField("spec") else _error_of_build(result.error)
-        except grpc.RpcError as error:
-            if taken.failure:
-                raise taken.failure from None  # gRPC would only say that there was one
-            raise _error_of_call(error) from error
-        finally:
-            responses.cancel()
+        sent = Chunks(requests, options, chunk)
+        attempts = Attempts(timeout)
+        while True:
+            responses = self._stub.GenerateSpecs(
+                sent.from_the_first_unanswered(), timeout=attempts.time_left()
+            )
+            try:
+                for response in responses:
+                    sent.answered()
+                    attempts.had_an_answer()
+                    for result in response.results:
+                        yield (
+                            result.spec
+                            if result.HasField("spec")
+                            else _error_of_build(result.error)
+                        )
+                return
+            except grpc.RpcError as error:
+                if sent.failure:
+                    raise sent.failure from None  # gRPC would only say that there was one
+                if self._closed or not attempts.may_go_on_after(error):
+                    raise _error_of_call(error) from error
+            finally:
+                responses.cancel()
 
     def is_serving(self, *, timeout: float | None = None) -> bool:
         """Return whether the server says that it takes calls (grpc.health.v1).
@@ -245,18 +259,29 @@ class SpecClient:
             SpecgenError: it cannot be asked.
         """
         request = HealthCheckRequest(service=_SERVICE)
+
         # not over the channel that follows health: that one leaves a server that stops
-        with self._connect() as channel:
-            try:
-                response = HealthStub(channel).Check(  # type: ignore[attr-defined]
-                    request, timeout=timeout or self._timeout
-                )
-            except grpc.RpcError as error:
-                raise _error_of_call(error) from error
+        with self._connect(proxy=False) as channel:
+            stub = HealthStub(channel)
+
+            def call(timeout: float | None) -> HealthCheckResponse:
+                return stub.Check(request, timeout=timeout)  # type: ignore[attr-defined,no-any-return]
+
+            response = self._answer(call, timeout)
         return bool(response.status == HealthCheckResponse.SERVING)
+
+    def _answer(self, call: Callable[[float | None], T], timeout: float | None) -> T:
+        attempts = Attempts(self._timeout if timeout is None else timeout)
+        while True:
+            try:
+                return call(attempts.time_left())
+            except grpc.RpcError as error:
+                if self._closed or not attempts.may_go_on_after(error):
+                    raise _error_of_call(error) from error
 
     def close(self) -> None:
         """End the connection, and the calls on it."""
+        self._closed = True
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -269,37 +294,6 @@ class SpecClient:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-class _Chunks:
-    """The messages of a bulk call; ``failure`` is what ended the caller's own iterable."""
-
-    def __init__(
-        self, requests: Iterable[BuildRequest], options: SpecOptions | None, size: int
-    ) -> None:
-        self._requests = iter(requests)
-        self._options = options
-        self._size = size
-        self.failure: Exception | None = None
-
-    def __iter__(self) -> Iterator[GenerateSpecsRequest]:
-        return self
-
-    def __next__(self) -> GenerateSpecsRequest:
-        chunk = GenerateSpecsRequest(options=self._options)
-        size = 0
-        try:
-            for request in islice(self._requests, self._size):
-                chunk.requests.append(request)
-                size += request.ByteSize()
-                if size > _CHUNK_BYTES:
-                    break
-        except Exception as error:
-            self.failure = error
-            raise
-        if not chunk.requests:
-            raise StopIteration
-        return chunk
 
 
 def _error_of_build(error: SpecError) -> SpecgenError:

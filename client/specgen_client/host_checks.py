@@ -6,11 +6,16 @@ What can be known from the request alone is a diagnostic of the spec instead.
 from __future__ import annotations
 
 import os
+import pwd
+import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from specgen_core import Request, oci
+from specgen_core import BUILD_GID, BUILD_UID, Request, oci
+
+from .owners import has_user_namespace, on_host
+from .read_only_paths import read_only_path_problems
 
 __all__ = ["host_problems"]
 
@@ -18,7 +23,7 @@ _NAMED = 5
 
 
 def host_problems(
-    request: Request, spec: oci.Spec, bundle: Path, inputs: Path | None
+    request: Request, spec: oci.Spec, bundle: Path, inputs: Path | None, *, copied: bool
 ) -> Iterator[str]:
     """Yield sentences about what will keep a spec from running on this host.
 
@@ -27,22 +32,28 @@ def host_problems(
         spec: its config.json.
         bundle: where the bundle will lie.
         inputs: the directory that becomes the bundle's inputs/; None if that stays empty.
+        copied: by being copied, and not by a link.
     """
     yield from _inputs(request, inputs)
-    in_user_namespace = any(namespace.type == "user" for namespace in spec.linux.namespaces)
+    in_user_namespace = has_user_namespace(spec)
     binds = [m for m in spec.mounts if m.type == "none" and Path(m.source).is_absolute()]
     for mount in binds:
-        if not Path(mount.source).exists():
-            yield (
-                f"{mount.source}, to be mounted at {mount.destination}, is not there: runc and "
-                "crun will fail"
-            )
-            continue
-        if in_user_namespace and (flags := _flags_to_keep(mount)):
+        if problem := _missing(mount):
+            yield problem
+        elif in_user_namespace and (flags := _flags_to_keep(mount)):
             yield (
                 f"{mount.source} lies on a file system mounted {','.join(flags)}: runc 1.1 cannot "
                 "mount it into a user namespace (operation not permitted), crun can"
             )
+    ro_paths = request.constraints.available_ro_paths
+    yield from (f"{path} {why}" for path in ro_paths if (why := _closed_to_build(path, spec)))
+    yield from read_only_path_problems(ro_paths)
+    yield from _borrowed_ids(spec)
+    yield from _not_roots(bundle)
+    sources = [mount.source for mount in binds]
+    if inputs is not None and not copied:
+        sources += (str(inputs / name) for name in request.inputs)
+    yield from _out_of_reach(spec, bundle, sources)
     if in_user_namespace and os.geteuid() == 0:
         yield from _length_of_sources(spec, bundle)
     shell = next((m for m in binds if m.destination == "/bin/sh"), None)
@@ -56,6 +67,127 @@ def host_problems(
             )
 
 
+def _missing(mount: oci.Mount) -> str:
+    """Return what is wrong with a mount's source; empty if it can be mounted."""
+    try:
+        os.stat(mount.source)  # noqa: PTH116
+    except (FileNotFoundError, NotADirectoryError):
+        why = "is not there"
+    except OSError as error:
+        why = f"cannot be looked at by this user ({error.strerror})"
+    else:
+        return ""
+    return f"{mount.source}, to be mounted at {mount.destination}, {why}: runc and crun will fail"
+
+
+def _closed_to_build(path: str, spec: oci.Spec) -> str:
+    """Return why a build cannot look at what is mounted; empty if it can.
+
+    In a user namespace it has CAP_DAC_OVERRIDE, which is good for what its ids own:
+    user_namespaces(7), "Interaction of user namespaces and other types of namespaces".
+    """
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return ""  # said already
+    mode = status.st_mode
+    needed = stat.S_IROTH | (stat.S_IXOTH if stat.S_ISDIR(mode) else 0)
+    if has_user_namespace(spec):
+        own = {ids for _, *both in _MEANT if (ids := on_host(spec, *both))}
+        uids, gids = {uid for uid, _ in own}, {gid for _, gid in own}
+        can = mode & needed == needed or (status.st_uid in uids and status.st_gid in gids)
+    else:
+        shift = 6 if status.st_uid == BUILD_UID else 3 if status.st_gid == BUILD_GID else 0
+        can = (mode >> shift) & needed == needed
+    if can:
+        return ""
+    return (
+        f"is closed to the build (mode {stat.S_IMODE(mode):o}, uid {status.st_uid}, gid"
+        f" {status.st_gid}): it will be mounted, and the build cannot look at it"
+    )
+
+
+_NOBODY = 65534
+_BUILD = "the build"
+_MEANT = (
+    ("root of the sandbox", 0, 0),
+    (_BUILD, BUILD_UID, BUILD_GID),
+    ("nobody of the sandbox", _NOBODY, _NOBODY),
+)
+
+
+def _borrowed_ids(spec: oci.Spec) -> Iterator[str]:
+    """A user of the sandbox who is also one of this host can do there what that one can."""
+    for who, uid, gid in _MEANT:
+        owner = on_host(spec, uid, gid)
+        if owner is None or (who != _BUILD and not has_user_namespace(spec)):
+            continue
+        try:
+            name = pwd.getpwuid(owner[0]).pw_name
+        except KeyError:
+            continue
+        if owner[0] == 0 or owner[0] != os.geteuid():
+            yield (
+                f"{who} is uid {owner[0]} of this host, {name}, and can do here what {name} can:"
+                " with --rootless --id-mappings auto it is nobody"
+            )
+
+
+def _not_roots(bundle: Path) -> Iterator[str]:
+    """Whoever may rename what lies on the way to a bundle decides what root will run."""
+    if os.geteuid() != 0:
+        return
+    parent = Path(os.path.realpath(bundle.parent))
+    for directory in (parent, *parent.parents):
+        try:
+            status = directory.stat()
+        except OSError:
+            return  # said when the bundle is written
+        by_group = status.st_mode & stat.S_IWGRP and status.st_gid != 0
+        by_others = (
+            by_group or status.st_mode & stat.S_IWOTH
+        ) and not status.st_mode & stat.S_ISVTX
+        if status.st_uid != 0 or by_others:
+            whose = f"uid {status.st_uid}'s" if status.st_uid else "for others to write to"
+            yield (
+                f"{directory} is {whose}, who may put another bundle in the place of this one"
+                " before root runs it. Write it to a directory of root's, such as below /var/lib"
+            )
+            return
+
+
+def _out_of_reach(spec: oci.Spec, bundle: Path, sources: list[str]) -> Iterator[str]:
+    """Where root of the sandbox is not who runs the runtime, it must reach all by itself."""
+    root = on_host(spec, 0, 0)
+    if root is None or root[0] == os.geteuid() or not has_user_namespace(spec):
+        return
+    if closed := _closed(str(bundle), *root):
+        yield (
+            f"{closed} is closed to the sandbox's root, uid {root[0]} of this host: runc"
+            " will fail (permission denied), crun not. Write the bundle to a directory that"
+            " everybody can enter"
+        )
+    unreached = sorted({closed for source in sources if (closed := _closed(source, *root))})
+    if unreached:
+        yield (
+            f"{', '.join(unreached[:_NAMED])} is closed to the sandbox's root, uid {root[0]} of"
+            " this host: crun cannot mount what lies in it, runc can. --copy-inputs helps inputs"
+        )
+
+
+def _closed(path: str, uid: int, gid: int) -> str:
+    """Return the directory on the way to a path that a user cannot enter; empty if none."""
+    for directory in reversed(Path(os.path.realpath(path)).parents):
+        try:
+            status = directory.stat()
+        except OSError:
+            return ""  # said elsewhere
+        shift = 6 if status.st_uid == uid else 3 if status.st_gid == gid else 0
+        if not status.st_mode >> shift & stat.S_IXOTH:
+            return str(directory)
+    return ""
+
+
 def _inputs(request: Request, inputs: Path | None) -> Iterator[str]:
     if not request.inputs:
         return
@@ -65,21 +197,30 @@ def _inputs(request: Request, inputs: Path | None) -> Iterator[str]:
             "name, before the build runs"
         )
         return
-    missing = [name for name in request.inputs if not (inputs / name).exists()]
+    kinds = {name: _kind(inputs / name) for name in request.inputs}
+    missing = [name for name, kind in kinds.items() if not kind]
     if missing:
         more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
         yield f"not in {inputs}: {', '.join(missing[:_NAMED])}{more}: runc and crun will fail"
     other = [
         name
         for name, kind in request.inputs.items()
-        if (kind == "directory" and (inputs / name).is_file())
-        or (kind == "file" and (inputs / name).is_dir())
+        if {kind, kinds[name]} == {"directory", "file"}
     ]
     if other:
         yield (
             f"not of the kind that the request says, directory or file: {', '.join(other[:_NAMED])}"
             " (the mount points are as the request says): runc and crun will fail"
         )
+
+
+def _kind(path: Path) -> str:
+    """Return directory or file, links followed; empty for what is not there."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return ""
+    return "directory" if stat.S_ISDIR(mode) else "file"
 
 
 # A user namespace may not take these away, and a bind mount that does not ask for them
@@ -126,7 +267,11 @@ def _loader(path: str) -> str:
     Source: elf(5), Elf32_Ehdr, Elf64_Ehdr and their program headers.
     """
     try:
-        with Path(path).open("rb") as file:
+        # not to wait for what is no file, such as a FIFO
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return ""
             head = file.read(64)
             if head[:4] != b"\x7fELF":
                 return ""

@@ -12,10 +12,14 @@ from google.protobuf.message import DecodeError
 
 from tvix.build.protos.build_pb2 import BuildRequest
 
+from .proto_json import request_from_json
+
 __all__ = ["FORMATS", "RequestFileError", "read_request_file"]
 
 Format = Literal["binary", "json", "text"]
 FORMATS: tuple[Format, ...] = ("binary", "json", "text")
+
+_SHOWN_CHARS = 300
 
 _FORMAT_OF_ENDING: dict[str, Format] = {
     ".pb": "binary",
@@ -62,11 +66,13 @@ def read_request_file(name: str, format_: Format | None = None) -> BuildRequest:
         why = _why(error)
         raise RequestFileError(
             f"{shown} is not a BuildRequest in {_NAMES[format_]}{why}"
-            f" (--format says otherwise: {', '.join(FORMATS)})"
+            f" (--format NAME reads it as another one: {', '.join(FORMATS)})"
         ) from None
 
 
 def _contents(name: str, shown: str) -> bytes:
+    if name == "-" and sys.stdin is None:  # it was closed before we came
+        raise RequestFileError(f"cannot read {shown}: it is closed")
     try:
         return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
@@ -76,22 +82,14 @@ def _contents(name: str, shown: str) -> bytes:
 def _why(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return ": it is not UTF-8"
-    first_line = next(iter(str(error).splitlines()), "")[:200]
+    first_line = next(iter(str(error).splitlines()), "")[:_SHOWN_CHARS]
     # protobuf's own decoder does not say why
     return f": {first_line}" if first_line and not isinstance(error, DecodeError) else ""
 
 
-def _from_json(data: bytes) -> BuildRequest:
-    text = data.decode()
-    # protobuf takes [] and "" for messages with nothing in them; the BOM it explains itself
-    if not text.startswith("\ufeff") and not text.lstrip().startswith("{"):
-        raise json_format.ParseError("it is not a JSON object")
-    return json_format.Parse(text, BuildRequest())
-
-
 _PARSERS: dict[Format, Callable[[bytes], BuildRequest]] = {
     "binary": BuildRequest.FromString,
-    "json": _from_json,
+    "json": lambda data: request_from_json(data.decode()),
     "text": lambda data: text_format.Parse(data.decode(), BuildRequest()),
 }
 _NAMES: dict[Format, str] = {

@@ -18,7 +18,7 @@ from specgen_core.text import printable
 
 __all__ = ["sandbox_text"]
 
-_WIDTH = 80
+_UNWRAPPED = 1_000_000
 _SHOWN_CHARS = 120
 _SHOWN_ARG_CHARS = 400
 _SHOWN_INPUTS = 20
@@ -27,7 +27,8 @@ _SHOWN_INPUTS = 20
 def sandbox_text(spec: SpecJSON, *, everything: bool = False) -> str:
     """Return what a build's sandbox is like, for standard output.
 
-    It is 80 columns wide where that is no terminal, and in colour where it is one.
+    It is as wide as the terminal and in colour where that is one. Where it is none, nothing is
+    wrapped: who searches for a path finds it whole, on one line.
 
     Args:
         spec: what the service answered.
@@ -37,7 +38,7 @@ def sandbox_text(spec: SpecJSON, *, everything: bool = False) -> str:
     written = io.StringIO()  # rich would write to standard output even what it captures
     console = Console(file=written, force_terminal=on_terminal, highlight=False)
     if not on_terminal:
-        console.width = _WIDTH
+        console.width = _UNWRAPPED
     console.print(_Sandbox(spec, everything=everything).rendered())
     return "".join(f"{line.rstrip()}\n" for line in written.getvalue().splitlines())
 
@@ -89,7 +90,7 @@ class _Sandbox:
 
     def _namespaces(self) -> RenderableType:
         linux = self._spec.linux
-        own = [namespace.type for namespace in linux.namespaces]
+        own = [printable(namespace.type) for namespace in linux.namespaces]
         lines = [f"its own: {' '.join(own)}"]
         shared = [kind for kind in ("network", "cgroup", "user") if kind not in own]
         if shared:
@@ -128,7 +129,7 @@ class _Sandbox:
     def _diagnostics(self) -> RenderableType:
         lines = [
             Text.assemble(
-                (found.code, "bold red"),
+                (printable(found.code), "bold red"),
                 f"  {printable(found.field)}\n",
                 printable(found.message),
             )

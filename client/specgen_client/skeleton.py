@@ -1,14 +1,17 @@
-"""Laying what a bundle's root/ and scratch/ hold, as specgen_core.skeleton says."""
+"""Laying what a bundle's root/ and scratch/ hold, as the answer to a request says."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from specgen_core import Layout, Request, Skeleton, oci
+import msgspec
+
+from specgen.v1.specgen_pb2 import RootEntry, SpecJSON
+from specgen_core import Request
 from specgen_core.paths import path_problems
-from specgen_core.skeleton import Entry
 from specgen_core.text import quoted
 
 from .bundle_error import BundleError
@@ -16,78 +19,111 @@ from .files import write_new
 
 __all__ = ["Tree", "tree_of"]
 
-_PATH_CHARS = 4095  # PATH_MAX, less the NUL byte at the end
+_PATH_BYTES = 4095  # PATH_MAX, less the NUL byte at the end
+_MOST_MODE = 0o1777
 
 
-def tree_of(request: Request, spec: oci.Spec, inputs: Path | None) -> Tree:
+class _Entry(msgspec.Struct, frozen=True):
+    """A directory, or a file with these contents."""
+
+    path: str
+    is_directory: bool
+    mode: int
+    contents: bytes = b""
+
+
+def tree_of(request: Request, answer: SpecJSON, inputs: Path | None) -> Tree:
     """Return all that is in root/ and scratch/.
 
+    Args:
+        request: the request that the answer is to.
+        answer: with its root_entries, as options.skeleton asks for.
+        inputs: where the inputs are, to see of which kind those are that are links.
+
     Raises:
-        BundleError: a file must be where a directory must, or where the build would not see
-            it; or the spec is not one of this request.
+        BundleError: the answer does not say where all of it belongs, or says it of places
+            that are in no bundle.
     """
-    layout = Layout(request, spec.mounts)
-    _check_spec(spec, layout)
-    skeleton = Skeleton(request, layout)
-    for path, directory_for, file_for in skeleton.conflicts:
-        raise BundleError(
-            f"{path} must be a directory for {directory_for.what}, and a file for {file_for.what}"
-        )
-    for i, (file, place) in enumerate(zip(request.additional_files, skeleton.file_paths)):
-        if not place:
-            seen = layout.seen_at(f"/{file.path}")
-            over = layout.what(seen) if seen is not None else "another"
+    if not answer.root_entries:
+        raise BundleError("the answer has no root_entries: ask for it with options.skeleton")
+    entries = [_Entry("scratch", True, 0o755)]
+    for found in answer.scratch_dirs:
+        if not re.fullmatch("scratch/[A-Z2-7=]+", found.bundle_path):
             raise BundleError(
-                f"additional_files[{i}].path: {file.path} lies at or in {over}, so the build "
-                "would not see it"
+                f"the answer names {quoted(found.bundle_path)}, which is no scratch path"
             )
-    return Tree({"root": None, "scratch": None, **skeleton.entries}, inputs)
+        entries.append(_Entry(found.bundle_path, True, 0o755))
+    entries += (_entry_of(entry, inputs) for entry in answer.root_entries)
+    entries += _additional_files(request, answer)
+    return Tree({entry.path: entry for entry in entries})
 
 
-def _check_spec(spec: oci.Spec, layout: Layout) -> None:
-    """Raise BundleError for paths that are none; the spec may be anybody's who has a server."""
-    if len(spec.mounts) < layout.host_files.start:
-        raise BundleError("the spec has fewer mounts than the request asks for")
-    for number, mount in enumerate(spec.mounts):
-        path = mount.destination
-        if len(path) > _PATH_CHARS:
-            raise BundleError(f"{quoted(path)} is longer than a path can be")
-        if path_problems(path, absolute=True):
-            raise BundleError(f"the spec names {quoted(path)}, which is no path in a bundle")
-        if number in layout.scratch and not re.fullmatch("scratch/[A-Z2-7=]+", mount.source):
-            raise BundleError(f"the spec names {quoted(mount.source)}, which is no scratch path")
+def _entry_of(entry: RootEntry, inputs: Path | None) -> _Entry:
+    _check_path(entry.bundle_path)
+    if entry.mode > _MOST_MODE:
+        raise BundleError(f"the answer gives {quoted(entry.bundle_path)} the mode {entry.mode:o}")
+    if entry.kind == "directory":
+        return _Entry(entry.bundle_path, True, entry.mode)
+    if entry.kind == "file":
+        return _Entry(entry.bundle_path, False, entry.mode, entry.contents)
+    if entry.kind == "as-source":
+        return _Entry(entry.bundle_path, _is_directory(entry.contents, inputs), entry.mode)
+    raise BundleError(f"the answer has an entry of the kind {quoted(entry.kind)}")
+
+
+def _is_directory(source: bytes, inputs: Path | None) -> bool:
+    path = Path(os.fsdecode(source.replace(b"\0", b"")))
+    if not path.is_absolute():  # an input
+        if inputs is None:
+            return False
+        path = inputs / path.name
+    return path.is_dir() or not path.exists()
+
+
+def _additional_files(request: Request, answer: SpecJSON) -> Iterator[_Entry]:
+    if len(answer.additional_files) != len(request.additional_files):
+        raise BundleError("the answer is not to this request: it has other additional files")
+    for i, (file, found) in enumerate(zip(request.additional_files, answer.additional_files)):
+        if not found.bundle_path:
+            why = [
+                one.message
+                for one in answer.diagnostics
+                if one.field.startswith(f"additional_files[{i}].")
+            ]
+            raise BundleError(
+                f"additional_files[{i}].path: {why[0] if why else 'it has no place in a bundle'}"
+            )
+        _check_path(found.bundle_path)
+        yield _Entry(found.bundle_path, False, 0o644, file.contents)
+
+
+def _why_nowhere(field: str, answer: SpecJSON) -> str:
+    why = [found.message for found in answer.diagnostics if found.field == field]
+    return f"{field}: {why[0] if why else 'has no place in the bundle'}"
+
+
+def _check_path(path: str) -> None:
+    """Raise BundleError for a path that leads elsewhere; the answer may be of any server."""
+    if len(path.encode(errors="replace")) > _PATH_BYTES:
+        raise BundleError(f"{quoted(path)} is longer than a path can be")
+    if path != "root" and (path_problems(path) or not path.startswith(("root/", "scratch/"))):
+        raise BundleError(f"the answer names {quoted(path)}, which is no path in a bundle")
 
 
 class Tree:
     """Directories and files to make in a bundle, parents first; none of them is a link."""
 
-    def __init__(self, entries: dict[str, Entry | None], inputs: Path | None) -> None:
-        """Take the entries by path, None for a plain directory, and where the inputs are."""
+    def __init__(self, entries: dict[str, _Entry]) -> None:
+        """Take them by path."""
         self._entries = entries
-        self._inputs = inputs
-
-    def scratch_directories(self) -> list[str]:
-        """Return the directories of scratch/, by path in the bundle."""
-        return [path for path in self._entries if re.fullmatch("scratch/[^/]+", path)]
 
     def write(self, fd: int, owner: tuple[int, int] | None) -> None:
         """Make it all below a directory; what is in a scratch directory gets the owner."""
         for path, entry in self._entries.items():
-            if entry is None or self._is_directory(entry):
+            if entry.is_directory:
                 os.mkdir(path, dir_fd=fd)
-                mode = entry.mode if entry and entry.kind == "directory" else 0o755
-                os.chmod(path, mode, dir_fd=fd)  # whatever the umask
+                os.chmod(path, entry.mode, dir_fd=fd)  # whatever the umask
             else:
-                write_new(fd, path, entry.contents if entry.kind == "file" else b"")
+                write_new(fd, path, entry.contents)
             if owner is not None and path.startswith("scratch/"):
                 os.chown(path, *owner, dir_fd=fd, follow_symlinks=False)
-
-    def _is_directory(self, entry: Entry) -> bool:
-        if entry.kind != "as-source":
-            return entry.kind == "directory"
-        source = Path(os.fsdecode(entry.contents))
-        if not source.is_absolute():  # an input
-            if self._inputs is None:
-                return False
-            source = self._inputs / source.name
-        return source.is_dir() or not source.exists()

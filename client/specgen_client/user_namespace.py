@@ -6,6 +6,7 @@ subordinate ids: see user_namespaces(7), "Defining user and group ID mappings".
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterable, Sequence
 
@@ -19,8 +20,14 @@ class CannotMap(Exception):
     """The user has no such subordinate ids, or the host no tools to map them with."""
 
 
-def chown_to_subordinate(uid: int, gid: int, paths: Sequence[str]) -> None:
-    """Give paths, with all below them, to ids of the host; links are not followed.
+def chown_to_subordinate(uid: int, gid: int, directory: int, *, only_itself: bool = False) -> None:
+    """Give what is in a directory to ids of the host; links are not followed.
+
+    Args:
+        uid: of the host.
+        gid: of the host.
+        directory: its descriptor.
+        only_itself: give the directory itself, and nothing of what is in it.
 
     Raises:
         CannotMap: the ids are not the user's own nor subordinate ones of it, or cannot be
@@ -28,17 +35,22 @@ def chown_to_subordinate(uid: int, gid: int, paths: Sequence[str]) -> None:
     """
     uids, gids = _own_ids()
     owner = f"{_seen_from_within(uid, uids)}:{_seen_from_within(gid, gids)}"
-    _run(("chown", "--recursive", "--no-dereference", owner, "--", *paths), uids, gids)
+    if only_itself:
+        _run(("chown", owner, "."), directory, uids, gids)
+    elif names := os.listdir(directory):
+        everything = ("chown", "--recursive", "--no-dereference", owner, "--", *names)
+        _run(everything, directory, uids, gids)
 
 
-def remove_as_subordinate(path: str) -> None:
-    """Remove a tree, whichever of the user's ids its parts belong to.
+def remove_as_subordinate(directory: int, name: str) -> None:
+    """Remove a tree in a directory, whichever of the user's ids its parts belong to.
 
     Raises:
         CannotMap: the ids cannot be mapped, or part of it belongs to somebody else.
     """
     uids, gids = _own_ids()
-    _run(("rm", "--recursive", "--force", "--one-file-system", "--", path), uids, gids)
+    remove = ("rm", "--recursive", "--force", "--one-file-system", "--", name)
+    _run(remove, directory, uids, gids)
 
 
 def _own_ids() -> tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]]:
@@ -55,8 +67,13 @@ def _seen_from_within(host_id: int, mappings: Iterable[IdMapping]) -> int:
     raise CannotMap(f"{host_id} is no subordinate id of this user")
 
 
-def _run(command: Sequence[str], uids: Sequence[IdMapping], gids: Sequence[IdMapping]) -> None:
-    """Run a command as root of a new user namespace."""
+def _run(
+    command: Sequence[str],
+    directory: int,
+    uids: Sequence[IdMapping],
+    gids: Sequence[IdMapping],
+) -> None:
+    """Run a command in a directory, as root of a new user namespace."""
     # The namespace must exist before its ids can be mapped, from outside: so the shell in
     # it says that it is there, and waits. What it executes then has all capabilities
     # there, being the namespace's root.
@@ -67,6 +84,7 @@ def _run(command: Sequence[str], uids: Sequence[IdMapping], gids: Sequence[IdMap
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            cwd=f"/proc/self/fd/{directory}",
         ) as child:
             assert child.stdout is not None  # noqa: S101
             problem = child.stdout.readline().strip().decode(errors="replace")

@@ -2,12 +2,19 @@
 
 They describe this host: right where the runtime runs here too, as with a sidecar, and
 wrong for a server that answers coordinators of other hosts.
+
+No user of a sandbox is root of the host, or a person. The one exception is a runtime without
+privileges: it has no other id than its user's own to enter that user's directories with.
 """
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 from specgen_core import BUILD_GID, BUILD_UID, IdMapping
@@ -17,6 +24,19 @@ __all__ = ["NoSubordinateIds", "all_own_ids", "host_id_mappings"]
 _NOBODY = 65534
 _SUBUID = Path("/etc/subuid")
 _SUBGID = Path("/etc/subgid")
+_UID_MAP = Path("/proc/self/uid_map")
+_GID_MAP = Path("/proc/self/gid_map")
+
+_COUNT = 65_536
+"""Ids in a range, as useradd(8) gives them: SUB_UID_COUNT of login.defs(5)."""
+_GIVEN_TO_USERS = range(100_000, 600_100_001)
+"""SUB_UID_MIN to SUB_UID_MAX of login.defs(5), as it comes."""
+_IN_SMALL_NAMESPACES = range(60_001, 61_184)
+"""Above UID_MAX of login.defs(5), below systemd's DynamicUser: containers may have no others."""
+_GIVEN_TO_NOBODY = range(0x7F00_0000, 0x7FFE_0000)
+"""Above what useradd(8), systemd-nspawn(1), FreeIPA and SSSD give to anyone, and below the ids
+of systemd's own (2147352576 on) and those that are negative in 32 bits. Sources: login.defs(5);
+systemd, docs/UIDS-GIDS.md; sssd-ldap(5), ldap_idmap_range_max."""
 
 
 class NoSubordinateIds(LookupError):
@@ -28,17 +48,17 @@ def host_id_mappings(
 ) -> tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]]:
     """Return uid and gid mappings for the effective user.
 
-    The user itself is root in the sandbox, its first subordinate id is the build's user,
-    the next one nobody. Root without an entry needs none: there the ids stay what they are.
+    The user's first subordinate id is the build's user. For root the next one is root in the
+    sandbox, and one more nobody; without an entry that suffices root takes ids from a range
+    that nobody has, the same each time. Anybody else is root in the sandbox as itself.
 
     Raises:
-        NoSubordinateIds: an unprivileged user has no entry with a positive count.
+        NoSubordinateIds: there are none to take.
         OSError: a file is there and cannot be read.
     """
-    return (
-        _mappings(subuid, os.geteuid(), BUILD_UID),
-        _mappings(subgid, os.getegid(), BUILD_GID),
-    )
+    uids = _Ids(subuid, _UID_MAP, os.geteuid(), _has_account(pwd.getpwuid))
+    gids = _Ids(subgid, _GID_MAP, os.getegid(), _has_account(grp.getgrgid))
+    return uids.mappings(BUILD_UID), gids.mappings(BUILD_GID)
 
 
 def all_own_ids(
@@ -54,54 +74,140 @@ def all_own_ids(
         OSError: a file is there and cannot be read.
     """
 
-    def mappings(file: Path, runner: int) -> tuple[IdMapping, ...]:
-        ids = _subordinate_ids(file, runner)
-        if not ids:
-            raise _no_subordinate_ids(file)
-        return IdMapping(0, runner, 1), IdMapping(1, ids.start, len(ids))
+    def mappings(ids: _Ids) -> tuple[IdMapping, ...]:
+        own = ids.own_without_the_runner()
+        return IdMapping(0, ids.runner, 1), IdMapping(1, own.start, len(own))
 
-    return mappings(subuid, os.geteuid()), mappings(subgid, os.getegid())
-
-
-def _mappings(file: Path, runner: int, build_id: int) -> tuple[IdMapping, ...]:
-    ids = _subordinate_ids(file, runner)
-    if not ids:
-        if os.geteuid() != 0:
-            raise _no_subordinate_ids(file)
-        return tuple(IdMapping(id_, id_, 1) for id_ in (0, build_id, _NOBODY))
-    mappings = [IdMapping(0, runner, 1), IdMapping(build_id, ids[0], 1)]
-    if len(ids) > 1:
-        mappings.append(IdMapping(_NOBODY, ids[1], 1))
-    return tuple(mappings)
+    uids = _Ids(subuid, _UID_MAP, os.geteuid(), _has_account(pwd.getpwuid))
+    gids = _Ids(subgid, _GID_MAP, os.getegid(), _has_account(grp.getgrgid))
+    return mappings(uids), mappings(gids)
 
 
-def _no_subordinate_ids(file: Path) -> NoSubordinateIds:
-    return NoSubordinateIds(
-        f"no subordinate ids for {_user_name()} in {file}: add a line such as "
-        f"{_user_name()}:100000:65536 (see usermod(8), --add-subuids and --add-subgids)"
-    )
+def _has_account(look_up: Callable[[int], object]) -> Callable[[int], bool]:
+    def has_account(id_: int) -> bool:
+        try:
+            look_up(id_)
+        except KeyError:
+            return False
+        return True
+
+    return has_account
 
 
-def _subordinate_ids(file: Path, runner: int) -> range:
-    """Return the ids of the first entry with a positive count; empty if there is none.
+@dataclass(frozen=True)
+class _Ids:
+    """User ids, or group ids, of this host."""
 
-    The runner's own id is mapped already, so an entry that starts with it starts one later.
-    Both files are keyed by the user's name or uid, /etc/subgid too: see subuid(5), subgid(5).
-    """
-    owners = (_user_name(), str(os.geteuid()))
-    try:
-        lines = file.read_text(errors="replace").splitlines()
-    except FileNotFoundError:
-        return range(0)
-    for line in lines:
-        owner, _, numbers = line.strip().partition(":")
-        start, _, count = numbers.partition(":")
-        if owner in owners and start.isdecimal() and count.isdecimal() and int(count) > 0:
-            first, end = int(start), int(start) + int(count)
-            if first <= runner < end:
-                first, end = (runner + 1, end) if runner == first else (first, runner)
-            return range(first, end)
-    return range(0)
+    file: Path
+    """Who has which subordinate ones: see subuid(5), subgid(5)."""
+    map: Path
+    """Which of them there are in this user namespace: see user_namespaces(7)."""
+    runner: int
+    """The effective user's."""
+    has_account: Callable[[int], bool]
+
+    def mappings(self, build: int) -> tuple[IdMapping, ...]:
+        """Return the mappings of root, the build's user and nobody."""
+        if os.geteuid() == 0:
+            build_id, root, *nobody = self._for_root()
+        else:
+            root = self.runner
+            build_id, *nobody = islice(self.own_without_the_runner(), 2)
+        mapped = [IdMapping(0, root, 1), IdMapping(build, build_id, 1)]
+        return *mapped, *(IdMapping(_NOBODY, id_, 1) for id_ in nobody)
+
+    def own_without_the_runner(self) -> range:
+        """Return the ids of the user's first entry, but for the runner's own.
+
+        Raises:
+            NoSubordinateIds: there are none.
+        """
+        own = next(self._entries(lambda owner: owner in _names()), range(0))
+        if self.runner in own:
+            own = next(filter(None, _without([own], [range(self.runner, self.runner + 1)])), own)
+        if not own:
+            raise self._missing(f"no subordinate ids for {_user_name()} in {self.file}")
+        if not _within([own], self._there()):
+            raise self._missing(
+                f"the subordinate ids of {_user_name()} in {self.file} are not among the ids of"
+                f" this user namespace, see {self.map}"
+            )
+        return own
+
+    def _for_root(self) -> tuple[int, ...]:
+        """Return two or three ids that are subordinate to root, or to nobody."""
+        others = list(self._entries(lambda owner: owner not in _names()))
+        own = _without(self._entries(lambda owner: owner in _names()), others)
+        there = self._there()
+        found = self._of_no_account(_within(own, there))
+        if len(found) > 1:
+            return found
+        starts = range(_GIVEN_TO_NOBODY.start, _GIVEN_TO_NOBODY.stop, _COUNT)
+        for free in (range(start, start + _COUNT) for start in starts):
+            if _without([free], others) == [free] == _within([free], there):
+                found = self._of_no_account([free])
+                if len(found) > 1:
+                    return found
+        raise self._missing(f"no subordinate ids for root in {self.file}, and none that are free")
+
+    def _of_no_account(self, ranges: Iterable[range]) -> tuple[int, ...]:
+        ids = (id_ for id_ in chain.from_iterable(ranges) if id_ and not self.has_account(id_))
+        return tuple(islice(ids, 3))
+
+    def _missing(self, problem: str) -> NoSubordinateIds:
+        taken = self._entries(lambda _: True)
+        for free in _within(
+            _without([_GIVEN_TO_USERS, _IN_SMALL_NAMESPACES], taken), self._there()
+        ):
+            if len(free) > 1:
+                line = f"{_user_name()}:{free.start}:{len(free[:_COUNT])}"
+                return NoSubordinateIds(
+                    f"{problem}: add a line such as {line} (see usermod(8), --add-subuids and"
+                    " --add-subgids)"
+                )
+        return NoSubordinateIds(f"{problem}; this user namespace has too few ids, see {self.map}")
+
+    def _entries(self, of: Callable[[str], bool]) -> Iterator[range]:
+        """Yield the ids of entries with a positive count, by their owners.
+
+        Both files are keyed by the user's name or uid, /etc/subgid too.
+        """
+        try:
+            lines = self.file.read_text(errors="replace").splitlines()
+        except FileNotFoundError:
+            return
+        for line in lines:
+            owner, _, numbers = line.strip().partition(":")
+            start, _, count = numbers.partition(":")
+            if start.isdecimal() and count.isdecimal() and int(count) > 0 and of(owner):
+                yield range(int(start), int(start) + int(count))
+
+    def _there(self) -> list[range]:
+        lines = (line.split() for line in self.map.read_text().splitlines())
+        return [range(int(first), int(first) + int(count)) for first, _, count in lines]
+
+
+def _without(ranges: Iterable[range], taken: Iterable[range]) -> list[range]:
+    """Return what is in the ranges and in none of those taken."""
+    left = list(ranges)
+    for t in taken:
+        parts = (
+            (range(r.start, min(r.stop, t.start)), range(max(r.start, t.stop), r.stop))
+            for r in left
+        )
+        left = [part for pair in parts for part in pair if part]
+    return left
+
+
+def _within(ranges: Iterable[range], allowed: Iterable[range]) -> list[range]:
+    """Return what is both in one of the ranges and in one of those allowed."""
+    allowed = list(allowed)
+    pairs = ((range(max(r.start, a.start), min(r.stop, a.stop))) for r in ranges for a in allowed)
+    return [pair for pair in pairs if pair]
+
+
+def _names() -> tuple[str, str]:
+    return _user_name(), str(os.geteuid())
 
 
 def _user_name() -> str:

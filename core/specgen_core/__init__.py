@@ -13,7 +13,8 @@ from .answer import answer, generate
 from .bundle import input_path, output_path, scratch_path
 from .diagnostics import Diagnostic, diagnose
 from .layout import Layout
-from .options import IdMapping, SpecOptions
+from .options import IdMapping, Resources, SpecOptions
+from .profiles import Nofile
 from .reading import read_request
 from .request import AdditionalFile, Constraints, EnvVar, Output, Request
 from .skeleton import Skeleton
@@ -30,8 +31,10 @@ __all__ = [
     "IdMapping",
     "InvalidRequest",
     "Layout",
+    "Nofile",
     "Output",
     "Request",
+    "Resources",
     "Skeleton",
     "SpecOptions",
     "UnreadableMessage",

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from specgen.v1.specgen_pb2 import Diagnostic, OutputPath, ScratchDir, SpecJSON
+from specgen.v1.specgen_pb2 import (
+    AdditionalFilePath,
+    Diagnostic,
+    OutputPath,
+    RootEntry,
+    ScratchDir,
+    SpecJSON,
+)
 from tvix.build.protos.build_pb2 import BuildRequest
 
 from . import oci
 from .bundle import output_path, scratch_path
 from .diagnostics import diagnose
+from .layout import Layout
 from .options import SpecOptions
 from .reading import read_request
 from .request import Request
+from .skeleton import Skeleton
 from .spec import make_spec
+from .wire import field_head
 
-__all__ = ["answer", "generate"]
+__all__ = ["answer", "answer_bytes", "generate"]
 
 
 def generate(message: BuildRequest | bytes, options: SpecOptions) -> SpecJSON:
@@ -32,9 +42,13 @@ def generate(message: BuildRequest | bytes, options: SpecOptions) -> SpecJSON:
 
 def answer(request: Request, options: SpecOptions) -> SpecJSON:
     """Return what ``generate`` does, for a request that was read."""
+    return SpecJSON.FromString(answer_bytes(request, options))
+
+
+def answer_bytes(request: Request, options: SpecOptions) -> bytes:
+    """Return what ``answer`` does in its wire form, without a copy of the JSON in a message."""
     spec = make_spec(request, options)
-    return SpecJSON(
-        json=oci.encode(spec).decode(),
+    answered = SpecJSON(
         scratch_dirs=[
             ScratchDir(path=path, bundle_path=scratch_path(path)) for path in request.scratch_paths
         ],
@@ -47,3 +61,28 @@ def answer(request: Request, options: SpecOptions) -> SpecJSON:
             for found in diagnose(request, options, spec.mounts)
         ],
     )
+    if options.skeleton or request.additional_files:
+        _add_skeleton(answered, request, options, Layout(request, spec.mounts))
+    json = oci.encode(spec)
+    del spec  # of a large request, it takes more memory than all else
+    head = field_head(SpecJSON.JSON_FIELD_NUMBER, len(json))
+    return b"".join((head, json, answered.SerializeToString()))
+
+
+def _add_skeleton(
+    answered: SpecJSON, request: Request, options: SpecOptions, layout: Layout
+) -> None:
+    skeleton = Skeleton(request, layout)
+    for file, place in zip(request.additional_files, skeleton.file_paths):
+        answered.additional_files.append(AdditionalFilePath(path=file.path, bundle_path=place))
+    if not options.skeleton:
+        return
+    listed = {"scratch", *(found.bundle_path for found in answered.scratch_dirs)}
+    listed.update(skeleton.file_paths)
+    for path, entry in skeleton.entries.items():
+        if path not in listed:
+            answered.root_entries.append(
+                RootEntry(
+                    bundle_path=path, mode=entry.mode, kind=entry.kind, contents=entry.contents
+                )
+            )

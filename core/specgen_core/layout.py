@@ -96,6 +96,10 @@ class Layout:
             return "ro_path"
         return "host_file" if number in self.host_files else "runtime"
 
+    def is_tmp(self, number: int) -> bool:
+        """Whether a mount is the sandbox's own /tmp."""
+        return self.kind(number) == "runtime" and self.place(number) == "/tmp"
+
     def field(self, number: int) -> str:
         """Return the field of the request that asks for a mount; empty for the runtime's."""
         if number in self.inputs:

@@ -14,16 +14,23 @@ __all__ = [
     "OCI_VERSION",
     "ROOTLESS_MOUNTS",
     "Capabilities",
+    "Cpu",
     "DeviceCgroup",
     "IdMap",
     "Linux",
+    "Memory",
     "Mount",
     "Namespace",
+    "Personality",
+    "Pids",
     "Process",
     "Resources",
     "Rlimit",
     "Root",
+    "Seccomp",
     "Spec",
+    "Syscall",
+    "SyscallArg",
     "User",
     "decode",
     "encode",
@@ -73,7 +80,7 @@ class Rlimit(msgspec.Struct, frozen=True):
     soft: int
 
 
-class Process(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class Process(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     """The command, and what it may do."""
 
     terminal: bool
@@ -82,7 +89,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     env: list[str]
     cwd: str
     capabilities: Capabilities
-    rlimits: tuple[Rlimit, ...]
+    rlimits: tuple[Rlimit, ...] = ()
     no_new_privileges: bool
 
 
@@ -94,17 +101,74 @@ class IdMap(msgspec.Struct, frozen=True):
     size: int
 
 
-class DeviceCgroup(msgspec.Struct, frozen=True):
-    """A rule of the device cgroup."""
+class DeviceCgroup(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A rule of the device cgroup; without type and numbers, of all devices."""
 
     allow: bool
-    access: str
+    type: str | None = None
+    major: int | None = None
+    minor: int | None = None
+    access: str = ""
 
 
-class Resources(msgspec.Struct, frozen=True):
+class Memory(msgspec.Struct, frozen=True):
+    """The cgroup's limit of memory."""
+
+    limit: int
+
+
+class Cpu(msgspec.Struct, frozen=True, omit_defaults=True):
+    """So many microseconds of CPU time in so many."""
+
+    quota: int | None = None
+    period: int | None = None
+
+
+class Pids(msgspec.Struct, frozen=True):
+    """How many processes there may be."""
+
+    limit: int
+
+
+class Resources(msgspec.Struct, frozen=True, omit_defaults=True):
     """Cgroup limits."""
 
-    devices: tuple[DeviceCgroup, ...]
+    devices: tuple[DeviceCgroup, ...] = msgspec.field()
+    memory: Memory | None = None
+    cpu: Cpu | None = None
+    pids: Pids | None = None
+
+
+class SyscallArg(msgspec.Struct, frozen=True, rename="camel"):
+    """A condition on an argument: with MASKED_EQ, ``value`` is the mask."""
+
+    index: int
+    value: int
+    value_two: int
+    op: str
+
+
+class Syscall(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """What becomes of some system calls."""
+
+    names: tuple[str, ...]
+    action: str
+    errno_ret: int
+    args: tuple[SyscallArg, ...] = ()
+
+
+class Seccomp(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """A filter of system calls; without architectures, of the host's own alone."""
+
+    default_action: str
+    architectures: tuple[str, ...] = ()
+    syscalls: tuple[Syscall, ...] = ()
+
+
+class Personality(msgspec.Struct, frozen=True):
+    """The execution domain, see personality(2)."""
+
+    domain: str
 
 
 class Namespace(msgspec.Struct, frozen=True):
@@ -119,9 +183,12 @@ class Linux(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defa
     uid_mappings: tuple[IdMap, ...] = ()
     gid_mappings: tuple[IdMap, ...] = ()
     resources: Resources = msgspec.field()
+    cgroups_path: str = ""
     namespaces: tuple[Namespace, ...]
+    seccomp: Seccomp | None = None
     masked_paths: tuple[str, ...]
     readonly_paths: tuple[str, ...]
+    personality: Personality | None = None
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

@@ -89,9 +89,11 @@ def _read(
 ) -> Request:
     broken = Violations()
     scratch_paths = message.scratch_paths[:]
+    inputs = read_inputs(nodes, broken)
+    args = _command_args(message.command_args[:], broken)
     request = Request(
-        inputs=read_inputs(nodes, broken),
-        command_args=_command_args(message.command_args[:], broken),
+        inputs=inputs,
+        command_args=args,
         working_dir=_directory("working_dir", message.working_dir, broken),
         scratch_paths=_scratch_paths(scratch_paths, broken),
         inputs_dir=_directory("inputs_dir", message.inputs_dir, broken),
@@ -99,6 +101,7 @@ def _read(
         environment=read_environment(variables, broken),
         constraints=_constraints(message, broken),
         additional_files=_additional_files(message.additional_files, broken),
+        command_is_plain_file=_is_plain_file(args, message.inputs_dir, inputs, nodes),
     )
     broken.raise_if_any()
     return request
@@ -205,6 +208,17 @@ def _command_args(args: list[str], broken: Violations) -> list[str]:
     return args
 
 
+def _is_plain_file(
+    args: list[str], inputs_dir: str, inputs: dict[str, InputKind], nodes: Sequence[Node]
+) -> bool:
+    """Whether the command is an input that is a file, and not executable."""
+    directory = f"/{inputs_dir}/" if inputs_dir else "/"
+    name = args[0].removeprefix(directory) if args and args[0].startswith(directory) else ""
+    if inputs.get(name) != "file" or len(inputs) != len(nodes):
+        return False
+    return not nodes[[*inputs].index(name)].file.executable
+
+
 def _directory(field: str, path: str, broken: Violations) -> str:
     """A directory MUST be a clean relative path; empty is the sandbox's root."""
     if path:
@@ -239,32 +253,48 @@ def _outputs(paths: list[str], scratch_paths: list[str], broken: Violations) -> 
 
 
 def read_environment(variables: Sequence[BuildRequest.EnvVar], broken: Violations) -> list[EnvVar]:
-    """A key MUST NOT be empty, and MUST NOT contain ``=``; variables MUST be sorted by key.
+    """Variables MUST be sorted by key; equal keys may follow each other.
 
-    Equal keys may follow each other. ``broken`` gets the rules that they break.
+    ``broken`` gets the rules that they break.
     """
-    environment = []
-    for i, variable in enumerate(variables):
-        field = f"environment_vars[{i}]"
-        if variable is _UNPARSED_VARIABLE:
-            broken.add(field, "does not parse as an EnvVar, or its key is not UTF-8")
-            continue
-        key, value = variable.key, variable.value
-        if not key:
-            broken.add(f"{field}.key", "must not be empty")
-        if "=" in key:
-            broken.add(f"{field}.key", f'must not contain "=", is {quoted(key)}')
-        if "\0" in key:  # stricter
-            broken.add(f"{field}.key", "must not contain a NUL byte")
-        if b"\0" in value:  # stricter
-            broken.add(f"{field}.value", "must not contain a NUL byte")
-        try:
-            environment.append(EnvVar(key, value.decode()))
-        except UnicodeDecodeError as error:  # stricter: tvix panics
-            broken.add(f"{field}.value", f"must be UTF-8, is not at byte {error.start}")
-            environment.append(EnvVar(key, ""))
-    _check_sorted("environment_vars", [e.key for e in environment], broken, by="by key")
-    return environment
+    problems: list[tuple[int, str, str]] = []
+    if any(variable is _UNPARSED_VARIABLE for variable in variables):
+        why = "does not parse as an EnvVar, or its key is not UTF-8"
+        unparsed = _where(variables, lambda variable: variable is _UNPARSED_VARIABLE)
+        problems += ((i, "", why) for i in unparsed)
+    keys = [variable.key for variable in variables]
+    encoded = [variable.value for variable in variables]
+    values = _decoded(encoded)
+    problems += ((i, ".key", problem) for i, problem in _key_problems(keys))
+    problems += ((i, ".value", problem) for i, problem in _value_problems(encoded, values))
+    if problems:
+        left_out = {i for i, field, _ in problems if not field}
+        for i, field, problem in sorted(problems, key=itemgetter(0)):
+            if not field or i not in left_out:
+                broken.add(f"environment_vars[{i}]{field}", problem)
+        keys = [key for i, key in enumerate(keys) if i not in left_out]
+    _check_sorted("environment_vars", keys, broken, by="by key")
+    return [*map(EnvVar, keys, [value or "" for value in values])]
+
+
+def _key_problems(keys: list[str]) -> _Problems:
+    """A key MUST NOT be empty, and MUST NOT contain ``=``. Stricter: nor NUL."""
+    if "" in keys:
+        for i in _where(keys, "".__eq__):
+            yield i, "must not be empty"
+    for i in _containing(keys, "="):
+        yield i, f'must not contain "=", is {quoted(keys[i])}'
+    for i in _containing(keys, "\0"):
+        yield i, "must not contain a NUL byte"
+
+
+def _value_problems(values: list[bytes], decoded: Sequence[str | None]) -> _Problems:
+    """Stricter: a value MUST NOT contain NUL, and MUST be UTF-8; tvix panics."""
+    for i in _containing(values, b"\0"):
+        yield i, "must not contain a NUL byte"
+    if None in decoded:
+        for i in _where(decoded, lambda value: value is None):
+            yield i, f"must be UTF-8, is not at byte {_valid_bytes(values[i])}"
 
 
 def _constraints(message: BuildRequest, broken: Violations) -> Constraints:
@@ -322,7 +352,16 @@ def _decoded(texts: Sequence[bytes]) -> Sequence[str | None]:
 
 
 def _is_utf8(text: bytes) -> bool:
-    return text.decode(errors="ignore").encode() == text
+    return _valid_bytes(text) == len(text)
+
+
+def _valid_bytes(text: bytes) -> int:
+    """Return how many bytes of a text are UTF-8, up to the first that is not."""
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return len(text)
 
 
 def _check_path(field: str, path: str, broken: Violations, *, absolute: bool = False) -> bool:

@@ -65,3 +65,5 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     environment: list[EnvVar]
     constraints: Constraints
     additional_files: list[AdditionalFile]
+    command_is_plain_file: bool
+    """Whether the command is an input that is a file, and not executable."""

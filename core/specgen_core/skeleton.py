@@ -32,7 +32,8 @@ class Entry(msgspec.Struct):
     """A directory or file to lay in the bundle."""
 
     kind: EntryKind
-    claim: Claim
+    claimant: int | Claim
+    """Who wants it; of a mount, its number in the layout."""
     mode: int
     contents: bytes = b""
     """Of a file; for ``as-source``, the path of the source, relative ones to the bundle."""
@@ -88,18 +89,16 @@ class Skeleton:
             self.file_paths.append(place if place and added else "")
 
     def _add_mount(self, number: int) -> None:
-        layout, mount = self._layout, self._layout.mounts[number]
-        claim = Claim(layout.field(number), layout.what(number))
-        kind = layout.kind(number)
+        mount, kind = self._layout.mounts[number], self._layout.kind(number)
         if kind == "scratch":
-            self._add(mount.source, claim)
+            self._add(mount.source, number)
         place = self._place_of(mount.destination, before=number)
         if kind in ("file", "host_file"):
-            self._add(place, claim, "file")
+            self._add(place, number, "file")
         elif kind in ("symlink", "ro_path"):
-            self._add(place, claim, "as-source", mount.source.encode())
+            self._add(place, number, "as-source", mount.source.encode())
         else:
-            self._add(place, claim, mode=_mode(mount.options) if mount.type == "tmpfs" else None)
+            self._add(place, number, mode=_mode(mount.options) if mount.type == "tmpfs" else None)
 
     def _place_of(self, path: str, *, before: int | None = None) -> str | None:
         """Return where in the bundle a path of the sandbox lies; None if in another mount."""
@@ -114,7 +113,7 @@ class Skeleton:
     def _add(
         self,
         path: str | None,
-        claim: Claim,
+        claimant: int | Claim,
         kind: EntryKind = "directory",
         contents: bytes = b"",
         mode: int | None = None,
@@ -122,33 +121,38 @@ class Skeleton:
         """Add an entry and those above it; return whether they are now as claimed."""
         if path is None:
             return True
-        conflict = self._conflict(path, claim, kind)
+        conflict = self._conflict(path, claimant, kind)
         if conflict is not None:
             self.conflicts.append(conflict)
             return False
         entries = self.entries
         for parent in _parents(path):
             if parent not in entries:
-                entries[parent] = Entry("directory", claim, _DIRECTORY_MODE)
+                entries[parent] = Entry("directory", claimant, _DIRECTORY_MODE)
         known = entries.get(path)
         if known is None or (kind == "file" and known.kind != "directory"):
             default = _FILE_MODE if kind == "file" else _DIRECTORY_MODE
-            known = entries[path] = Entry(kind, claim, default, contents)
+            known = entries[path] = Entry(kind, claimant, default, contents)
         if mode is not None:
             known.mode = mode
         return True
 
-    def _conflict(self, path: str, claim: Claim, kind: EntryKind) -> Conflict | None:
+    def _conflict(self, path: str, claimant: int | Claim, kind: EntryKind) -> Conflict | None:
         for parent in _parents(path):
             above = self.entries.get(parent)
             if above is not None and above.kind != "directory":
-                return Conflict(parent, claim, above.claim)
+                return Conflict(parent, self._claim(claimant), self._claim(above.claimant))
         there = self.entries.get(path)
         if there is None or there.kind == kind or "as-source" in (there.kind, kind):
             return None
         if kind == "file":
-            return Conflict(path, there.claim, claim)
-        return Conflict(path, claim, there.claim)
+            return Conflict(path, self._claim(there.claimant), self._claim(claimant))
+        return Conflict(path, self._claim(claimant), self._claim(there.claimant))
+
+    def _claim(self, claimant: int | Claim) -> Claim:
+        if isinstance(claimant, Claim):
+            return claimant
+        return Claim(self._layout.field(claimant), self._layout.what(claimant))
 
 
 def _parents(path: str) -> Iterator[str]:

@@ -7,25 +7,27 @@ relative to the bundle (bundle.py).
 
 from __future__ import annotations
 
+import errno
+import stat
 from collections.abc import Iterable
 
 from . import oci
 from .bundle import input_path, scratch_path
 from .options import IdMapping, SpecOptions
+from .profiles import Nofile, device_of
 from .request import Request
 
 __all__ = [
     "BUILD_GID",
     "BUILD_UID",
-    "NOFILE",
     "configure_mounts",
     "input_mounts",
     "make_spec",
+    "needs_personality",
 ]
 
 BUILD_UID = 1000
 BUILD_GID = 100
-NOFILE = 1024
 
 
 def make_spec(request: Request, options: SpecOptions) -> oci.Spec:
@@ -67,6 +69,9 @@ _ROOTLESS_CAPABILITIES = _in_every_set(
 )
 
 
+_NO_CAPABILITIES = oci.Capabilities(*((),) * 5)
+
+
 def configure_process(request: Request, options: SpecOptions) -> oci.Process:
     """Return the command, its environment and user, and its limits (seed: same name)."""
     return oci.Process(
@@ -76,10 +81,22 @@ def configure_process(request: Request, options: SpecOptions) -> oci.Process:
         user=oci.User(BUILD_UID, BUILD_GID),
         # runtime-spec, config.md: cwd "MUST be an absolute path"
         cwd=f"/{request.working_dir}",
-        capabilities=_ROOTLESS_CAPABILITIES if options.rootless else _ROOTFUL_CAPABILITIES,
-        rlimits=(oci.Rlimit("RLIMIT_NOFILE", hard=NOFILE, soft=NOFILE),),
+        capabilities=_capabilities(options),
+        rlimits=_rlimits(options.nofile),
         no_new_privileges=True,
     )
+
+
+def _capabilities(options: SpecOptions) -> oci.Capabilities:
+    if options.drop_capabilities:
+        return _NO_CAPABILITIES
+    return _ROOTLESS_CAPABILITIES if options.rootless else _ROOTFUL_CAPABILITIES
+
+
+def _rlimits(nofile: Nofile) -> tuple[oci.Rlimit, ...]:
+    if not nofile.hard:
+        return ()
+    return (oci.Rlimit("RLIMIT_NOFILE", hard=nofile.hard, soft=nofile.soft),)
 
 
 # --- linux ----------------------------------------------------------------------------
@@ -102,9 +119,6 @@ _READONLY_PATHS = (
     "/proc/sysrq-trigger",
 )
 
-# oci-spec's Linux::default: no device but those that every container gets
-_RESOURCES = oci.Resources(devices=(oci.DeviceCgroup(allow=False, access="rwm"),))
-
 
 def configure_linux(request: Request, options: SpecOptions) -> oci.Linux:
     """Return namespaces, id mappings, and what is masked or read-only (seed: same name)."""
@@ -119,10 +133,13 @@ def configure_linux(request: Request, options: SpecOptions) -> oci.Linux:
     return oci.Linux(
         uid_mappings=_id_maps(options.uid_mappings),
         gid_mappings=_id_maps(options.gid_mappings),
-        resources=_RESOURCES,
+        resources=_resources(request, options),
+        cgroups_path=options.cgroups_path,
         namespaces=tuple(map(oci.Namespace, namespaces)),
+        seccomp=_seccomp(request, options),
         masked_paths=_MASKED_PATHS,
         readonly_paths=_READONLY_PATHS,
+        personality=_personality(request, options),
     )
 
 
@@ -130,9 +147,87 @@ def _id_maps(mappings: tuple[IdMapping, ...]) -> tuple[oci.IdMap, ...]:
     return tuple(oci.IdMap(m.container_id, m.host_id, m.size) for m in mappings)
 
 
-# --- mounts ---------------------------------------------------------------------------
+# oci-spec's Linux::default: no device but those that every container gets
+_DENY_ALL = oci.DeviceCgroup(allow=False, access="rwm")
 
-_TMP = oci.Mount("/tmp", "tmpfs", "tmpfs", ("nosuid", "noatime", "mode=700"))
+
+def _resources(request: Request, options: SpecOptions) -> oci.Resources:
+    rules: list[oci.DeviceCgroup] = []
+    if options.device_rules == "deny":
+        rules.append(_DENY_ALL)
+        rules += (
+            oci.DeviceCgroup(True, device.type, device.major, device.minor, device.access)
+            for device in map(device_of, options.devices)
+            if device and device.path in request.constraints.available_ro_paths
+        )
+    limits = options.resources
+    cpu = oci.Cpu(limits.cpu_quota_us or None, limits.cpu_period_us or None)
+    return oci.Resources(
+        devices=tuple(rules),
+        memory=oci.Memory(limits.memory_bytes) if limits.memory_bytes else None,
+        cpu=cpu if cpu != oci.Cpu() else None,
+        pids=oci.Pids(limits.pids) if limits.pids else None,
+    )
+
+
+def _seccomp(request: Request, options: SpecOptions) -> oci.Seccomp | None:
+    """Return Nix's filter: what a store path cannot have, no build makes.
+
+    Source: Nix, src/libstore, ``setupSeccomp``: no setuid nor setgid bits (EPERM), no extended
+    attributes (ENOTSUP), whichever of the host's architectures the build speaks.
+    """
+    if options.seccomp == "none":
+        return None
+    machine = request.constraints.system.partition("-")[0]
+    return oci.Seccomp(
+        default_action="SCMP_ACT_ALLOW",
+        architectures=_ARCHITECTURES.get(machine, ()),
+        syscalls=(
+            *(
+                oci.Syscall(names, "SCMP_ACT_ERRNO", errno.EPERM, (_with_bit(index, bit),))
+                for bit in (stat.S_ISUID, stat.S_ISGID)
+                for names, index in ((("chmod", "fchmod"), 1), (("fchmodat", "fchmodat2"), 2))
+            ),
+            oci.Syscall(_SET_ATTRIBUTE, "SCMP_ACT_ERRNO", errno.ENOTSUP),
+        ),
+    )
+
+
+_SET_ATTRIBUTE = ("setxattr", "lsetxattr", "fsetxattr", "setxattrat")
+
+
+def _with_bit(index: int, bit: int) -> oci.SyscallArg:
+    return oci.SyscallArg(index, bit, bit, "SCMP_CMP_MASKED_EQ")
+
+
+def _architectures(*names: str) -> tuple[str, ...]:
+    return tuple(f"SCMP_ARCH_{name}" for name in names)
+
+
+_X86 = _architectures("X86_64", "X86", "X32")
+_ARM = _architectures("AARCH64", "ARM")
+_ARCHITECTURES = {
+    **dict.fromkeys(("x86_64", "i686"), _X86),
+    **dict.fromkeys(("aarch64", "armv5tel", "armv6l", "armv7l"), _ARM),
+}
+"""What a host of a system's machine speaks; without an entry, it is its own alone."""
+
+# Nix, src/libstore: a build of these on a 64-bit host gets PER_LINUX32
+_SYSTEMS_OF_32_BITS = ("i686-linux", "armv5tel-linux", "armv6l-linux", "armv7l-linux")
+
+
+def needs_personality(system: str) -> bool:
+    """Whether builds of a system see another machine than it, without a personality."""
+    return system in _SYSTEMS_OF_32_BITS
+
+
+def _personality(request: Request, options: SpecOptions) -> oci.Personality | None:
+    if options.personality == "system" and needs_personality(request.constraints.system):
+        return oci.Personality("LINUX32")
+    return None
+
+
+# --- mounts ---------------------------------------------------------------------------
 
 _RW = ("rbind", "rw")
 _RO = ("rbind", "ro")
@@ -152,7 +247,11 @@ def configure_mounts(request: Request, options: SpecOptions) -> list[oci.Mount]:
     In order: a later mount covers an earlier one at or above its destination.
     """
     constraints = request.constraints
-    mounts = [*(oci.ROOTLESS_MOUNTS if options.rootless else oci.DEFAULT_MOUNTS), _TMP]
+    tmp = ("nosuid", "noatime", f"mode={options.tmp_mode}")
+    mounts = [
+        *(oci.ROOTLESS_MOUNTS if options.rootless else oci.DEFAULT_MOUNTS),
+        oci.Mount("/tmp", "tmpfs", "tmpfs", tmp),
+    ]
     for path in request.scratch_paths:
         mounts.append(oci.Mount(f"/{path}", "none", scratch_path(path), _RW))
     mounts += input_mounts(request.inputs_dir, request.inputs)

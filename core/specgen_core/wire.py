@@ -20,7 +20,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-__all__ = ["delimited", "head", "view_of"]
+__all__ = ["delimited", "field_head", "view_of"]
 
 
 def view_of(
@@ -73,10 +73,10 @@ def _add(pool: DescriptorPool, file: Any) -> None:
 
 def delimited(field: int, payload: bytes) -> bytes:
     """Return a field of this number that holds bytes, a string or a message."""
-    return head(field, len(payload)) + payload
+    return field_head(field, len(payload)) + payload
 
 
-def head(field: int, size: int) -> bytes:
+def field_head(field: int, size: int) -> bytes:
     """Return what stands before a field of so many bytes: its number and its size.
 
     To join it with the bytes spares a copy of them, as against ``delimited``.

@@ -14,13 +14,15 @@ from .. import oci
 from ..options import SpecOptions
 from ..request import Request
 from ..spec import configure_mounts
-from . import command_rules, file_rules, mount_rules, option_rules
+from . import command_rules, file_rules, host_rules, mount_rules, option_rules
+from .command_rules import TMP_VARIABLES
 from .rule import Build, Diagnostic, Rule
 
-__all__ = ["CODES", "RULES", "Diagnostic", "diagnose"]
+__all__ = ["CODES", "RULES", "TMP_VARIABLES", "Diagnostic", "diagnose"]
 
 RULES: tuple[Rule, ...] = (
     *option_rules.RULES,
+    *host_rules.RULES,
     *command_rules.RULES,
     *mount_rules.RULES,
     *file_rules.RULES,

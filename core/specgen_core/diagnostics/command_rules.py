@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from posixpath import normpath
 
 from ..layout import shown
 from ..paths import lies_in
 from ..request import Request
+from ..spec import BUILD_UID
 from .rule import Build, Findings, Rules
 
 RULES = Rules()
@@ -64,9 +66,85 @@ def _arguments_too_long(build: Build) -> Findings:
 )
 def _command_without_path(build: Build) -> Findings:
     """The command has no slash, and there is no PATH in the environment."""
-    has_path = any(variable.key == "PATH" for variable in build.request.environment)
-    if "/" not in build.request.command_args[0] and not has_path:
+    command = build.request.command_args[0]
+    is_name = command and "/" not in command and not command.startswith("builtin:")
+    if is_name and _path_of(build.request) is None:
         yield "command_args[0]", {}
+
+
+def _path_of(request: Request) -> str | None:
+    """Return PATH, of which the last one counts."""
+    found = [variable.value for variable in request.environment if variable.key == "PATH"]
+    return found[-1] if found else None
+
+
+@RULES.add(
+    "unusable-command",
+    "{command} {why}: runc and crun fail ({words}). {advice}",
+    proven_by=("test_unusable_command", "test_command_that_path_does_not_lead_to"),
+)
+def _unusable_command(build: Build) -> Findings:
+    """The command cannot be in the sandbox, or cannot be executed there.
+
+    It is empty, or a ``builtin:`` of Nix; it leads to nothing that is mounted or laid there, to a
+    directory, into a file, or to a file that is not executable; or no directory of PATH has it.
+    """
+    command = build.request.command_args[0]
+    path = _path_of(build.request)
+    why: tuple[str, str, str] | None = None
+    if not command:
+        why = (
+            "is empty",
+            'runc "not found in $PATH", crun "Operation not permitted"',
+            "Name the program to run",
+        )
+    elif command.startswith("builtin:"):
+        why = ("is a builder that Nix has built in", _NOT_IN_PATH, "Let Nix run it")
+    elif "/" in command:
+        why = _problem_of(build, command)
+    elif path is not None and all(_problem_of(build, f"{d}/{command}") for d in path.split(":")):
+        where = f"is in no directory of PATH ({shown(path)}), as far as they are in the sandbox"
+        why = (where, _NOT_IN_PATH, "Give its absolute path, or a PATH that leads to it")
+    if why:
+        words = dict(zip(("why", "words", "advice"), why))
+        yield "command_args[0]", {"command": shown(command) or "the command", **words}
+
+
+_NOT_FOUND = '"no such file or directory"'
+_IS_EMPTY = 'runc "not found in $PATH", crun "Operation not permitted"'
+_NOT_IN_PATH = '"not found in $PATH"'
+_NOT_EXECUTABLE = '"permission denied"'
+_IS_DIRECTORY = 'runc "permission denied", crun "Operation not permitted"'
+
+
+def _problem_of(build: Build, command: str) -> tuple[str, str, str] | None:
+    """Return why a command cannot be executed, what the runtimes say, and what to do."""
+    layout = build.layout
+    path = normpath(command if command.startswith("/") else f"{build.working_dir}/{command}")
+    path = path.replace("//", "/", 1) if path.startswith("//") else path
+    number = layout.seen_at(path)
+    kind = None if number is None else layout.kind(number)
+    if number is not None and kind not in ("scratch", "runtime"):
+        at_it = layout.place(number) == path
+        if kind in ("file", "host_file") and not at_it:
+            return (f"lies in {layout.what(number)}, a file", '"not a directory"', _NAME_ANOTHER)
+        if kind == "directory" and at_it:
+            return (f"is {layout.what(number)}, a directory", _IS_DIRECTORY, _NAME_ANOTHER)
+        if kind == "file" and build.request.command_is_plain_file:
+            return (f"is {layout.what(number)}, not executable", _NOT_EXECUTABLE, _SET_EXECUTABLE)
+        return None  # what is in there, only the builder knows
+    if number is not None and kind == "runtime" and not layout.is_tmp(number):
+        return None  # what is in there, only the runtime knows
+    if path in {f"/{file.path}" for file in build.request.additional_files}:
+        return ("is an additional file, not executable", _NOT_EXECUTABLE, _RUN_BY_SHELL)
+    if path == "/bin/sh":
+        return ("is not in the sandbox", _NOT_FOUND, "Set provide_bin_sh, or name an input's shell")
+    return ("is not in the sandbox when the build starts", _NOT_FOUND, _NAME_ANOTHER)
+
+
+_NAME_ANOTHER = "Name a program that an input or a read-only path has"
+_SET_EXECUTABLE = "Set executable in its node"
+_RUN_BY_SHELL = "Have a shell run it"
 
 
 @RULES.add(
@@ -88,7 +166,7 @@ def _equal_variables(build: Build) -> Findings:
 )
 def _unusable_working_dir(build: Build) -> Findings:
     """``working_dir`` lies at or in a file that is mounted or laid, or under /proc or /sys."""
-    layout, path = build.layout, f"/{build.request.working_dir}"
+    layout, path = build.layout, build.working_dir
     if path != "/proc" and path != "/sys" and (lies_in(path, "/proc") or lies_in(path, "/sys")):
         effect = (
             'where it is not there already, runc cannot make it and crun cannot enter it ("no such '
@@ -109,3 +187,52 @@ def _unusable_working_dir(build: Build) -> Findings:
 
 def _words(path: str, where: str, effect: str) -> dict[str, str]:
     return {"path": shown(path), "where": where, "effect": effect}
+
+
+@RULES.add(
+    "read-only-working-dir",
+    "{path} lies {where}, which is read-only: on runc and crun a build that writes to where it",
+    'starts fails ("Read-only file system"){more}. Choose a place in a scratch path',
+    proven_by=("test_read_only_working_dir",),
+)
+def _read_only_working_dir(build: Build) -> Findings:
+    """``working_dir`` lies in no scratch path: in the sandbox's root, an input or a host path."""
+    layout, path = build.layout, build.working_dir
+    number = layout.seen_at(path)
+    kind = None if number is None else layout.kind(number)
+    if number is None:
+        yield "working_dir", {"path": shown(path), "where": "in the sandbox's root", "more": ""}
+    elif kind in ("directory", "symlink", "ro_path"):
+        more = (
+            ', and where there is no such directory, runc cannot make it ("read-only file system") '
+            "and crun makes it in the builder's own inputs"
+        )
+        words = {"path": shown(path), "where": f"at or in {layout.what(number)}", "more": more}
+        yield "working_dir", words
+
+
+TMP_VARIABLES = ("TEMP", "TEMPDIR", "TMP", "TMPDIR")
+
+
+@RULES.add(
+    "unwritable-tmp",
+    "{path} lies in /tmp, where the build may not write (root's, mode {mode}): on runc and crun",
+    'uid {uid} gets "Permission denied". Name a scratch path, or set tmp_mode to 1777',
+    proven_by=("test_unwritable_tmp",),
+)
+def _unwritable_tmp(build: Build) -> Findings:
+    """``working_dir`` or TMPDIR, TMP, TEMP or TEMPDIR lead into a /tmp that is closed.
+
+    Not, where the build has CAP_DAC_OVERRIDE, as in a rootless spec with its capabilities.
+    """
+    if build.may_use_tmp(0o3):
+        return
+    places = [("working_dir", build.working_dir)]
+    for i, variable in enumerate(build.request.environment):
+        if variable.key in TMP_VARIABLES and variable.value.startswith("/"):
+            places.append((f"environment_vars[{i}].value", normpath(variable.value)))
+    for field, path in places:
+        number = build.layout.seen_at(path)
+        if number is not None and build.layout.is_tmp(number):
+            words = {"path": shown(path), "mode": build.options.tmp_mode, "uid": BUILD_UID}
+            yield field, words

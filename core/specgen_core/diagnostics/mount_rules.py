@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from ..layout import MountKind, shown
 from ..paths import lies_in
-from ..spec import BUILD_UID, NOFILE
+from ..spec import BUILD_UID
 from .rule import Build, Findings, Rules
 
 RULES = Rules()
@@ -112,7 +112,7 @@ def _mount_in_input(build: Build) -> Findings:
     proven_by=("test_file_over_directory",),
 )
 def _file_over_directory(build: Build) -> Findings:
-    """The sandbox shell, a file of /etc or a file input lies where a directory must be."""
+    """The sandbox shell or a file of /etc lies where a directory must be."""
     layout = build.layout
     found = {}
     for file in layout.host_files:
@@ -121,15 +121,10 @@ def _file_over_directory(build: Build) -> Findings:
             if layout.place(n) == place and layout.kind(n) in ("scratch", "directory"):
                 found[layout.field(n)] = {"place": shown(place), "what": layout.what(file)}
     for path, directory_for, file_for in build.skeleton.conflicts:
-        if _is_mount(directory_for.field) and _is_mount(file_for.field):
+        if file_for.field.startswith("constraints.") and directory_for.field != "working_dir":
             place = shown(f"/{path.partition('/')[2]}") if path.startswith("root/") else "its place"
-            words = {"place": place, "what": file_for.what}
-            found.setdefault(directory_for.field or file_for.field, words)
+            found.setdefault(directory_for.field, {"place": place, "what": file_for.what})
     yield from found.items()
-
-
-def _is_mount(field: str) -> bool:
-    return field != "working_dir" and not field.startswith("additional_files")
 
 
 # --- what lies over the runtime's own mounts ------------------------------------------
@@ -229,25 +224,26 @@ def _mount_over_dev(build: Build) -> Findings:
 
 @RULES.add(
     "private-tmp",
-    "{path} lies in /tmp, which in a rootful spec is root's alone (mode 700): on runc and crun",
-    f'uid {BUILD_UID} gets "Permission denied". Make tmp itself a scratch path, or choose another',
+    "{path} lies in /tmp, which is root's alone (mode {mode}): on runc and crun uid {uid} gets",
+    '"Permission denied". Make tmp itself a scratch path, set tmp_mode to 1777, or choose another',
     "place",
     proven_by=("test_private_tmp", "test_inputs_and_ro_paths_in_private_tmp"),
 )
 def _private_tmp(build: Build) -> Findings:
-    """A rootful spec has a scratch path, inputs or a read-only path in /tmp.
+    """A scratch path, inputs or a read-only path lie in a /tmp that the build may not enter.
 
-    Not, where ``tmp`` itself is a scratch path.
+    Not, where ``tmp`` itself is a scratch path, nor where the build has CAP_DAC_OVERRIDE, as in a
+    rootless spec with its capabilities.
     """
-    layout = build.layout
+    layout, mode = build.layout, build.options.tmp_mode
     places = [(layout.field(n), layout.place(n)) for n in (*layout.scratch, *layout.ro_paths)]
-    if build.options.rootless or any(place == "/tmp" for _, place in places):
-        return  # in a user namespace the build may pass there by CAP_DAC_OVERRIDE
+    if build.may_use_tmp(0o1) or any(place == "/tmp" for _, place in places):
+        return
     if layout.inputs:
         places.insert(len(layout.scratch), ("inputs_dir", f"/{build.request.inputs_dir}/"))
     for field, place in places:
         if place.startswith("/tmp/"):
-            yield field, {"path": shown(place.rstrip("/"))}
+            yield field, {"path": shown(place.rstrip("/")), "mode": mode, "uid": BUILD_UID}
 
 
 _OPEN_FILES = 15  # crun's own; seen: 1009 mounts run, or 1008 with a terminal
@@ -256,17 +252,18 @@ _OPEN_FILES = 15  # crun's own; seen: 1009 mounts run, or 1008 with a terminal
 @RULES.add(
     "too-many-mounts",
     "{mounts} inputs and other read-only mounts: crun holds a file open for each, and the spec's",
-    f'own limit of {NOFILE} open files leaves room for {{most}} ("Too many open files"). runc',
+    'own limit of {limit} open files leaves room for {most} ("Too many open files"). runc',
     "runs it, but 1.1 run by root for a rootless spec only as long as the paths of all that is",
     "mounted take less than 64 KiB",
     proven_by=("test_too_many_mounts",),
 )
 def _too_many_mounts(build: Build) -> Findings:
-    """There are more than 1009 read-only mounts; 1008 with a terminal.
+    """There are more read-only mounts than ``nofile`` leaves room for: by default, 1009.
 
-    They are inputs, read-only paths, sandbox shell and files of /etc.
+    They are inputs, read-only paths, sandbox shell and files of /etc. A terminal takes one.
     """
     mounts = len(build.layout.mounts) - build.layout.inputs.start
-    most = NOFILE - _OPEN_FILES - build.options.terminal
-    if mounts > most:
-        yield "inputs", {"mounts": mounts, "most": most}
+    limit = build.options.nofile.soft
+    most = limit - _OPEN_FILES - build.options.terminal
+    if limit and mounts > most:
+        yield "inputs", {"mounts": mounts, "limit": limit, "most": most}

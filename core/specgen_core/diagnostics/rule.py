@@ -50,6 +50,16 @@ class Build:
         lain_in = {n for place in places for n in layout.over(place, layout.inputs)}
         return Skeleton(request, layout, sorted({*others, *layout.inputs[:1], *lain_in}))
 
+    @cached_property
+    def working_dir(self) -> str:
+        """Where the command starts, as an absolute path."""
+        return f"/{self.request.working_dir}"
+
+    def may_use_tmp(self, bits: int) -> bool:
+        """Whether the build's user, one of the others, has these bits of the mode of /tmp."""
+        passes_by = self.options.rootless and not self.options.drop_capabilities
+        return passes_by or int(self.options.tmp_mode, 8) & bits == bits
+
 
 def _paths_of_files(request: Request) -> list[str]:
     return [file.path for file in request.additional_files]

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import logging
 import os
-import signal
-import sys
 from typing import Any
 
 import click
 import msgspec
 
-from specgen_commands.option_flags import spec_flags, spec_options
+from specgen_commands.option_flags import given_options, spec_flags, spec_options
 
-from ..addresses import AddressError, reserve, unix_path
+from ..addresses import AddressError, reserve, unix_path, without_twins
 from ..policy import Policy
 from ..settings import Settings
+from ..telemetry.log_output import LogOutput, standard_error
 from ..telemetry.logs import configure_logging, listening
 from ..tls_files import CredentialsError, TlsFiles
-from .reports import STOP_SIGNALS, Report
+from .reports import Report
+from .signals import block_stop_signals
 
 __all__ = ["main"]
 
@@ -40,6 +42,25 @@ class _OctalType(click.ParamType[int]):
         return mode
 
 
+class _Guard(click.Option):
+    """An option that forbids something: an empty variable would forbid nothing, in silence."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        value = super().resolve_envvar_value(ctx)
+        variable = f"{ctx.auto_envvar_prefix}_{str(self.name).upper()}"
+        if not (value or "").strip() and variable in os.environ:
+            raise click.UsageError(
+                f"{variable} is empty: give it a value, or unset it to go without {self.opts[0]}"
+            )
+        return value
+
+
+def _file(_: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value == "":
+        raise click.BadParameter("it is empty, and must be a file", param=param)
+    return value
+
+
 _SECONDS = click.FloatRange(min=0, max=7 * 86_400)
 _CALLS = click.IntRange(min=1, max=10_000)
 _FILE = click.Path(dir_okay=False)
@@ -55,21 +76,38 @@ _FILE = click.Path(dir_okay=False)
 )
 @click.option("--unix-mode", type=_OctalType(), default="660", help="Mode of unix sockets.")
 @click.option("--unix-group", metavar="NAME", help="Group of unix sockets.  [default: ours]")
-@click.option("--tls-cert", type=_FILE, help="Speak TLS on tcp, with this certificate chain (PEM).")
-@click.option("--tls-key", type=_FILE, help="Its private key (PEM).")
 @click.option(
-    "--tls-client-ca", type=_FILE, help="Ask callers for certificates that it signed (PEM)."
+    "--tls-cert",
+    cls=_Guard,
+    callback=_file,
+    type=_FILE,
+    help="Speak TLS on tcp, with this certificate chain (PEM).",
+)
+@click.option("--tls-key", cls=_Guard, callback=_file, type=_FILE, help="Its private key (PEM).")
+@click.option(
+    "--tls-client-ca",
+    cls=_Guard,
+    callback=_file,
+    type=_FILE,
+    help="Ask callers for certificates that it signed (PEM).",
 )
 @spec_flags
 @click.option(
     "--allow-ro-path",
+    cls=_Guard,
     metavar="GLOB",
     multiple=True,
     help="Host paths that builds may see; * stays within a segment. Repeatable.  [default: all]",
 )
-@click.option("--deny-network", is_flag=True, help="Refuse builds that want the network.")
-@click.option("--deny-host-shell", is_flag=True, help="Refuse builds that want /bin/sh provided.")
-@click.option("--no-option-overrides", is_flag=True, help="Refuse options given with a call.")
+@click.option(
+    "--deny-network", cls=_Guard, is_flag=True, help="Refuse builds that want the network."
+)
+@click.option(
+    "--deny-host-shell", cls=_Guard, is_flag=True, help="Refuse builds that want /bin/sh provided."
+)
+@click.option(
+    "--no-option-overrides", cls=_Guard, is_flag=True, help="Refuse options given with a call."
+)
 @click.option(
     "--workers",
     type=click.IntRange(min=1, max=1024),
@@ -125,7 +163,8 @@ _FILE = click.Path(dir_okay=False)
     default="info",
     help="From info on, there is a line a call.",
 )
-@click.version_option(package_name="tvix-specgen")
+@click.version_option(package_name="tvix-specgen", allow_from_autoenv=False)
+@click.help_option("-h", "--help", allow_from_autoenv=False)
 def main(
     tls_cert: str | None, tls_key: str | None, tls_client_ca: str | None, **values: Any
 ) -> None:
@@ -136,6 +175,7 @@ def main(
 
     SIGTERM, SIGINT and SIGHUP stop it in order, a second one at once.
     """
+    _require_extra()
     if (tls_cert is None) != (tls_key is None):
         raise click.UsageError("--tls-cert and --tls-key go together")
     if tls_client_ca and not tls_cert:
@@ -145,14 +185,30 @@ def main(
     workers = _workers(values.pop("workers"), values["listen"])
     own = {name: values.pop(name) for name in Settings.__struct_fields__ if name in values}
     settings = Settings(
-        tls=tls, policy=policy, workers=workers, options=spec_options(**values), **own
+        tls=tls,
+        policy=policy,
+        workers=workers,
+        options=spec_options(given_options(**values)),
+        **own,
     )
-    configure_logging(settings.log_format, settings.log_level)
-    # before any thread is there: all of them inherit the mask, and we wait for the signals
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    code = _run(settings)
-    sys.stderr.flush()
+    block_stop_signals()
+    output = standard_error(alone=True)
+    configure_logging(settings.log_format, settings.log_level, output)
+    code = _run(settings, output)
+    output.flush()
     os._exit(code)  # threads may still hold calls of clients that do not go
+
+
+def _require_extra() -> None:
+    for module in ("grpc_reflection", "prometheus_client"):
+        try:
+            found = importlib.util.find_spec(module)
+        except ModuleNotFoundError:
+            found = None
+        if found is None:
+            raise click.ClickException(
+                f"not installed: {module}; pip install 'tvix-specgen[server]' brings it"
+            )
 
 
 _POLICY_FLAGS = ("allow_ro_path", "deny_network", "deny_host_shell", "no_option_overrides")
@@ -174,40 +230,54 @@ def _workers(asked: int | None, listen: tuple[str, ...]) -> int:
     return asked
 
 
-def _run(settings: Settings) -> int:
+def _run(settings: Settings, output: LogOutput) -> int:
+    try:
+        with contextlib.ExitStack() as held:
+            return _serve(settings, output, held)
+    except (AddressError, OSError, RuntimeError, MemoryError) as error:
+        logger.error("cannot start: %s" if not isinstance(error, AddressError) else "%s", error)
+        return 1
+    except CredentialsError as error:
+        logger.error("%s", error)
+        return 2
+
+
+def _serve(settings: Settings, output: LogOutput, held: contextlib.ExitStack) -> int:
     # what a supervisor does not need, it does not load
-    from ..telemetry.metrics import Metrics, serve_metrics
+    from ..telemetry.metrics import Metrics
+    from ..telemetry.metrics_server import serve_metrics
 
     shared = settings.workers > 1
-    try:
-        if settings.tls:
-            settings.tls.check()
-        reservations = [reserve(address, shared=shared) for address in settings.listen]
-        settings = msgspec.structs.replace(
-            settings, listen=tuple(reservation.address for reservation in reservations)
-        )
-        metrics = Metrics()
-        if settings.metrics:
-            serve_metrics(settings.metrics, metrics)
-        if shared:
-            from .supervisor import supervise
+    if settings.tls:
+        for warning in settings.tls.check():
+            logger.warning("%s", warning)
+    addresses = []
+    for address in without_twins(settings.listen):
+        reservation = reserve(address, shared=shared)
+        held.callback(reservation.release)
+        addresses.append(reservation.address)
+    settings = msgspec.structs.replace(settings, listen=tuple(addresses))
+    metrics = Metrics()
+    if settings.metrics:
+        serve_metrics(settings.metrics, metrics)
+    if shared:
+        from .supervisor import supervise
 
-            return supervise(settings, metrics)
+        return supervise(settings, metrics, output.take_dropped)
 
-        from .worker import serve
-    except (AddressError, CredentialsError) as error:
-        logger.error("%s", error)
-        return 1
+    from .worker import serve
 
     def serving(addresses: list[str]) -> None:
         for address in addresses:
             listening.info("listening on %s", address)
 
-    def report(counted: Report) -> None:
+    def report(counted: Report) -> bool:
         metrics.add(0, counted.stats, counted.in_flight)
+        return True
 
-    try:
-        return serve(settings, report=report if settings.metrics else None, serving=serving)
-    except (AddressError, CredentialsError) as error:
-        logger.error("%s", error)
-        return 1
+    return serve(
+        settings,
+        output=output,
+        report=report if settings.metrics else None,
+        serving=serving,
+    )

@@ -1,19 +1,20 @@
 """Several workers on the same addresses, each a process of its own.
 
 The kernel deals new connections out to them (SO_REUSEPORT). This process has no gRPC in it:
-it starts the workers, starts those that die again, passes signals on, and adds up what they
-count.
+it starts the workers, replaces those that die or fall silent, passes signals on, and adds up
+what they count. It is one loop: nothing that a worker does or leaves undone can hold it up.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import os
 import signal
+import socket
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -21,100 +22,125 @@ from ..addresses import unix_path
 from ..settings import Settings
 from ..telemetry.logs import listening
 from ..telemetry.metrics import Metrics
-from .reports import STOP_SIGNALS, Report
+from .reports import MOST_REPORT_BYTES, Report
+from .signals import stop_signalled
 
 __all__ = ["supervise"]
 
 logger = logging.getLogger(__name__)
 
 _LOOK_EVERY = 0.1  # seconds
+# Silence is counted in looks, not by the clock: were this process stopped for a while, its
+# workers would seem silent.
+_MOST_SILENT_LOOKS = 100  # of a worker that serves: it reports five times a second
+_MOST_STARTING_LOOKS = 600
 _SETTLED_AFTER = 0.5  # seconds of serving, after which a worker counts as sound
-_MOST_FAILURES = 5  # in a row, of one worker
-_LONGEST_PAUSE = 5.0  # seconds before it is started once more
+_MOST_FAILURES = 5  # in a row, of one worker, before any has ever served
+_LONGEST_PAUSE = 2.0  # seconds before it is started once more
+_LAST_RESORT = 3.0  # seconds beyond the grace, after which workers are killed
 
 
 class _Worker:
     """A place for a worker process, and how those in it have fared."""
 
     def __init__(self, number: int, settings: Settings, metrics: Metrics) -> None:
+        self.failures = 0
+        """In a row."""
+        self.has_served = False
         self._number = number
         self._settings = settings
         self._metrics = metrics
-        self._failures = 0
         self._start_at = 0.0
         self._serving_since: float | None = None
+        self._silent_looks = 0
         self._process: subprocess.Popen[bytes] | None = None
-        self.served = threading.Event()
+        self._reports: socket.socket | None = None
 
-    def start(self) -> None:
+    def restart_if_dead(self) -> None:
+        """Start a process, or another one, where there is none."""
+        if self._process and (code := self._process.poll()) is not None:
+            self.receive_reports()  # what it counted last
+            self._process = None
+            self._metrics.worker_died(self._number)
+            self._failed(f"died ({_how(code)})")
+        if self._process is None and time.monotonic() >= self._start_at:
+            self._start()
+
+    def kill_if_silent(self) -> None:
+        """Kill the process if it has reported nothing for too many looks."""
+        self._silent_looks += 1
+        most = _MOST_SILENT_LOOKS if self._serving_since else _MOST_STARTING_LOOKS
+        if self._process and self._silent_looks > most:
+            logger.error("worker %d is silent: killing it", self._number)
+            self.signal(signal.SIGKILL)
+            self._silent_looks = 0
+
+    def receive_reports(self) -> None:
+        """Take in what the process has counted, and that it lives."""
+        while self._reports:
+            try:
+                report = self._reports.recv(MOST_REPORT_BYTES, socket.MSG_DONTWAIT)
+            except OSError:  # nothing there, or the process is gone
+                return
+            if not report:
+                return
+            try:
+                counted = msgspec.json.decode(report, type=Report)
+            except msgspec.MsgspecError:
+                continue  # something printed there
+            self._metrics.add(self._number, counted.stats, counted.in_flight)
+            self._silent_looks = 0
+            self.has_served = True
+            self._serving_since = self._serving_since or time.monotonic()
+
+    def _start(self) -> None:
         """Start a process. It has a session of its own: Ctrl-C is for us to pass on."""
         self._serving_since = None
-        process = self._process = subprocess.Popen(
-            [sys.executable, "-m", "specgen_server.process.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
-        assert process.stdin  # noqa: S101
+        self._silent_looks = 0
+        if self._reports:
+            self._reports.close()
         try:
-            process.stdin.write(msgspec.json.encode(self._settings) + b"\n")
-            process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died already, which look() finds out
-        threading.Thread(target=self._listen, args=(process,), daemon=True).start()
+            self._reports, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs, os.fdopen(os.memfd_create("settings"), "w+b") as told:
+                told.write(msgspec.json.encode(self._settings))
+                told.seek(0)
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "specgen_server.process.worker"],
+                    stdin=told,
+                    stdout=theirs.fileno(),
+                    start_new_session=True,
+                )
+        except (OSError, MemoryError) as error:
+            self._failed(f"cannot be started ({error})")
 
-    def _listen(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdout  # noqa: S101
-        for line in process.stdout:
-            report = msgspec.json.decode(line, type=Report)
-            self._metrics.add(self._number, report.stats, report.in_flight)
-            if self._serving_since is None and process is self._process:
-                self._serving_since = time.monotonic()
-                self.served.set()
-
-    def look(self) -> bool:
-        """Start the worker again if it died; return False when that has failed too often."""
+    def _failed(self, how: str) -> None:
         now = time.monotonic()
-        if self._process is None:
-            if now >= self._start_at:
-                self.start()
-            return True
-        code = self._process.poll()
-        if code is None:
-            return True
-        self._close_pipes(self._process)
-        self._process = None
-        self._metrics.worker_died(self._number)
         sound = self._serving_since and now - self._serving_since >= _SETTLED_AFTER
-        self._failures = 0 if sound else self._failures + 1
-        pause = 0.0 if sound else min(_LONGEST_PAUSE, 0.1 * 2**self._failures)
+        self.failures = 0 if sound else self.failures + 1
+        pause = 0.0 if sound else min(_LONGEST_PAUSE, 0.1 * 2**self.failures)
         self._start_at = now + pause
-        logger.error(
-            "worker %d died (%s), starting it again in %.1f s", self._number, _how(code), pause
-        )
-        return self._failures < _MOST_FAILURES
+        logger.error("worker %d %s, starting it again in %.1f s", self._number, how, pause)
 
     def signal(self, number: int) -> None:
         """Send a signal to the process, if there is one."""
         if self._process:
             self._process.send_signal(number)
 
-    def gone(self) -> int | None:
+    def exit_code(self) -> int | None:
         """Return the exit code once the process has ended, None before."""
+        self.receive_reports()
         return self._process.poll() if self._process else 0
 
-    @staticmethod
-    def _close_pipes(process: subprocess.Popen[bytes]) -> None:
-        for pipe in (process.stdin, process.stdout):
-            if pipe:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
 
-
-def supervise(settings: Settings, metrics: Metrics) -> int:
+def supervise(settings: Settings, metrics: Metrics, dropped: Callable[[], int]) -> int:
     """Serve with ``settings.workers`` workers until a stop signal; return the exit code.
 
-    The caller has reserved the addresses, and blocked STOP_SIGNALS.
+    It gives up only while no worker has ever served; later, whatever fails is tried again.
+
+    Args:
+        settings: addresses in them are reserved by the caller.
+        metrics: gets what the workers count.
+        dropped: returns how many log lines were dropped since it was last called.
     """
     tcp = tuple(address for address in settings.listen if unix_path(address) is None)
     workers = [
@@ -122,34 +148,43 @@ def supervise(settings: Settings, metrics: Metrics) -> int:
         _Worker(i, settings if i == 0 else msgspec.structs.replace(settings, listen=tcp), metrics)
         for i in range(settings.workers)
     ]
-    for worker in workers:
-        worker.start()
-    threading.Thread(target=_say_serving, args=(workers, settings), daemon=True).start()
-    while signal.sigtimedwait(STOP_SIGNALS, _LOOK_EVERY) is None:
-        if not all(worker.look() for worker in workers):
+    said = False
+    while True:
+        for worker in workers:
+            worker.receive_reports()
+            worker.kill_if_silent()
+            worker.restart_if_dead()
+        metrics.log_lines_dropped(dropped())
+        serving = [worker for worker in workers if worker.has_served]
+        if not said and serving and all(w.has_served or w.failures for w in workers):
+            said = True
+            for address in settings.listen:
+                listening.info("listening on %s with %d workers", address, len(serving))
+        if not serving and any(worker.failures >= _MOST_FAILURES for worker in workers):
             logger.error("a worker failed %d times in a row: giving up", _MOST_FAILURES)
-            _stop(workers)
+            _end(workers, signal.SIGKILL)
             return 1
-    return _stop(workers)
+        if stop_signalled(_LOOK_EVERY):
+            return _stop(workers, settings)
 
 
-def _say_serving(workers: list[_Worker], settings: Settings) -> None:
-    for worker in workers:
-        worker.served.wait()
-    for address in settings.listen:
-        listening.info("listening on %s with %d workers", address, len(workers))
-
-
-def _stop(workers: list[_Worker]) -> int:
-    """Have all workers drain, all at once; a second stop signal ends them."""
-    for worker in workers:
-        worker.signal(signal.SIGTERM)
-    while any(worker.gone() is None for worker in workers):
-        if signal.sigtimedwait(STOP_SIGNALS, _LOOK_EVERY) is not None:
-            for worker in workers:
-                worker.signal(signal.SIGKILL)
+def _stop(workers: list[_Worker], settings: Settings) -> int:
+    """Have all workers drain, all at once; a second stop signal ends them, and so does time."""
+    until = time.monotonic() + settings.drain_delay + settings.grace + _LAST_RESORT
+    _end(workers, signal.SIGTERM)
+    while any(worker.exit_code() is None for worker in workers):
+        if stop_signalled(_LOOK_EVERY):
+            _end(workers, signal.SIGKILL)
             return 1
-    return max(abs(worker.gone() or 0) for worker in workers)
+        if time.monotonic() > until:
+            logger.error("killing the workers that have not ended")
+            _end(workers, signal.SIGKILL)
+    return 1 if any(worker.exit_code() for worker in workers) else 0
+
+
+def _end(workers: list[_Worker], number: int) -> None:
+    for worker in workers:
+        worker.signal(number)
 
 
 def _how(code: int) -> str:

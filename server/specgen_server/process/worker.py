@@ -1,29 +1,34 @@
 """One serving process: bind, serve, drain.
 
 Alone it is the whole server. A supervisor starts it as ``python -m specgen_server.process.worker``,
-and then it gets its settings on standard input, which also tells it, by ending, that the
-supervisor is gone; and on standard output it reports, a JSON line each, that it serves and
-what it has counted.
+and then it gets its settings, as JSON, on standard input. Its standard output is a socket, on
+which it reports that it serves and what it has counted, and which tells it, by ending, that
+the supervisor is gone.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
-from ..rpc.calls import Accounts
+from ..addresses import AddressError
 from ..rpc.server import Server
 from ..settings import Settings
+from ..telemetry.call_log import CallLog
+from ..telemetry.log_output import LogOutput, standard_error
 from ..telemetry.logs import configure_logging
 from ..telemetry.stats import CallStats
-from .reports import STOP_SIGNALS, Report
+from ..tls_files import CredentialsError
+from .reports import Report
+from .signals import block_stop_signals, stop_signalled
 
 __all__ = ["serve"]
 
@@ -33,39 +38,54 @@ logger = logging.getLogger(__name__)
 def serve(
     settings: Settings,
     *,
-    report: Callable[[Report], None] | None,
-    serving: Callable[[list[str]], None],
+    output: LogOutput,
+    report: Callable[[Report], bool] | None,
+    serving: Callable[[list[str]], object],
 ) -> int:
     """Serve until a stop signal, then drain; return the process' exit code.
 
-    The caller has blocked STOP_SIGNALS, before any thread was there, so that they are ours
-    to wait for.
+    The caller has blocked the stop signals, before any thread was there.
 
     Args:
         settings: addresses in them are reserved by the caller.
-        report: gets what was counted, a few times a second; None where nobody asks.
+        output: where log lines go.
+        report: gets what was counted, a few times a second, and returns whether it took it;
+            None where nobody asks.
         serving: is called once calls are taken, with the addresses bound.
 
     Raises:
         AddressError: an address cannot be bound.
         CredentialsError: the TLS files cannot be used.
     """
+    threading.excepthook = partial(_end_with_thread, output)
     server: Server | None = None
 
-    def reported(stats: CallStats) -> None:
-        if report and server:
-            report(Report(stats, server.calls.in_flight))
+    def reported(stats: CallStats) -> bool:
+        return bool(report and server and report(Report(stats, server.calls.in_flight)))
 
     logged = settings.log_format if logging.getLogger().isEnabledFor(logging.INFO) else None
-    accounts = Accounts(report=reported if report else None, log=logged)
-    server = Server(settings, enter=accounts.enter)
+    call_log = CallLog(report=reported if report else None, log=logged, output=output)
+    server = Server(settings, enter=call_log.enter)
     addresses = [server.bind(address) for address in settings.listen]
     server.start()
     serving(addresses)
-    signal.sigwait(STOP_SIGNALS)
+    while not _signalled(3600.0):
+        pass
     drained = _drain(server, settings)
-    accounts.close()
+    call_log.close()
     return 0 if drained else 1
+
+
+def _end_with_thread(output: LogOutput, failed: threading.ExceptHookArgs) -> None:
+    """End the process when one of its threads has failed.
+
+    Without the thread that takes calls it would listen and answer nothing, for good.
+    """
+    name = failed.thread.name if failed.thread else "a thread"
+    error = failed.exc_value or failed.exc_type()
+    logger.critical("thread %s failed, so this process ends", name, exc_info=error)
+    output.flush()
+    os._exit(1)
 
 
 _LAST_RESORT = 5.0  # seconds beyond the grace, after which a worker that hangs just ends
@@ -100,30 +120,46 @@ def _drain(server: Server, settings: Settings) -> bool:
 
 def _signalled(seconds: float) -> bool:
     """Wait so long for one more stop signal."""
-    return signal.sigtimedwait(STOP_SIGNALS, seconds) is not None
+    return stop_signalled(seconds)
 
 
 def _supervised() -> int:
-    settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=Settings)
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    configure_logging(settings.log_format, settings.log_level)
-    threading.Thread(target=_stop_with_supervisor, name="supervised", daemon=True).start()
+    settings = msgspec.json.decode(sys.stdin.buffer.read(), type=Settings)
+    block_stop_signals()
+    output = standard_error(alone=False)
+    configure_logging(settings.log_format, settings.log_level, output)
+    reports = socket.socket(fileno=1)
     encode = msgspec.json.Encoder().encode
 
-    def report(counted: Report) -> None:
-        with contextlib.suppress(OSError):  # the supervisor is gone, and we are about to go
-            os.write(1, encode(counted) + b"\n")
+    def report(counted: Report) -> bool:
+        try:
+            reports.send(encode(counted), socket.MSG_DONTWAIT)
+        except OSError:  # the supervisor does not listen now: it is told later
+            return False
+        return True
 
-    return serve(settings, report=report, serving=lambda _: report(Report(CallStats(), 0)))
+    try:
+        threading.Thread(
+            target=_stop_with_supervisor, args=(reports,), name="supervised", daemon=True
+        ).start()
+        return serve(
+            settings,
+            output=output,
+            report=report,
+            serving=lambda _: report(Report(CallStats(), 0)),
+        )
+    except (AddressError, CredentialsError, OSError, RuntimeError, MemoryError) as error:
+        logger.error("cannot start: %s", error)
+        return 1
+    finally:
+        output.flush()
 
 
-def _stop_with_supervisor() -> None:
-    while sys.stdin.buffer.read(4096):
+def _stop_with_supervisor(reports: socket.socket) -> None:
+    while reports.recv(1):  # it never sends, so this ends with it
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":
-    code = _supervised()
-    sys.stderr.flush()
-    os._exit(code)  # threads may still hold calls of clients that do not go
+    os._exit(_supervised())  # threads may still hold calls of clients that do not go

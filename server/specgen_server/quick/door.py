@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from operator import itemgetter
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from google.protobuf.message import DecodeError
 
 from specgen.v1.specgen_pb2 import SpecJSON
 from specgen_core import InvalidRequest, SpecOptions, oci
-from specgen_core.paths import nearest_above, path_problems
+from specgen_core.diagnostics import TMP_VARIABLES
 from specgen_core.reading import read_environment, read_inputs
 from specgen_core.violations import Violations
-from specgen_core.wire import head, view_of
+from specgen_core.wire import delimited, field_head, view_of
 from tvix.build.protos.build_pb2 import BuildRequest
 from tvix.castore.protos.castore_pb2 import Node
 
@@ -22,9 +23,7 @@ from .pieces import Pieces
 
 __all__ = ["Quick"]
 
-# Beyond these the plain way is asked: an argument may be too long, or the mounts too many.
-_MOST_BYTES = 128 * 1024
-_MOST_INPUTS = 900
+_MOST_BYTES = 128 * 1024  # beyond, an argument may be too long
 
 _MiB = 1 << 20
 _OF_INPUTS = 8 * _MiB  # for each inputs_dir
@@ -37,6 +36,10 @@ _View = view_of(BuildRequest, opaque=("inputs", "environment_vars"), merged=("co
 _Known: TypeAlias = tuple[str, bytes]
 """A name or key, to sort by, and what stands for it in the JSON."""
 _key, _piece = itemgetter(0), itemgetter(1)
+
+_KnownVariable: TypeAlias = tuple[str, bytes, bytes]
+"""And the variable on the wire, where a diagnostic may look at it."""
+_watched = itemgetter(2)
 
 
 class Quick:
@@ -53,8 +56,10 @@ class Quick:
             most=_DIRECTORIES * (_OF_INPUTS + 1024),
             size=lambda _key, _value: _OF_INPUTS,
         )
-        self._frames: Pieces[FrameKey, Frame | None] = Pieces(
-            lambda keys: [_frame(key, plain) for key in keys], most=_OF_FRAMES, size=_frame_size
+        self._frames: Pieces[tuple[Any, ...], Frame | None] = Pieces(
+            lambda keys: [_frame(FrameKey(*key), plain) for key in keys],
+            most=_OF_FRAMES,
+            size=_frame_size,
         )
 
     @property
@@ -78,8 +83,7 @@ class Quick:
             view = _View.FromString(wire)
             inputs_dir = view.inputs_dir
             elements = view.inputs[:]
-            (known_inputs,) = self._inputs.of([inputs_dir])
-            inputs = known_inputs.of(elements)
+            inputs = self._inputs.one(inputs_dir).of(elements)
             variables = self._variables.of(view.environment_vars[:])
         except (DecodeError, InvalidRequest, NotRoutineError):
             return None
@@ -87,8 +91,7 @@ class Quick:
         keys = [*map(_key, variables)]
         args = view.command_args[:]
         if (
-            len(names) > _MOST_INPUTS
-            or names != sorted(names)
+            names != sorted(names)
             or keys != sorted(keys)
             or len(set(names)) != len(names)
             or len(set(keys)) != len(keys)
@@ -98,36 +101,27 @@ class Quick:
             or view.additional_files
         ):
             return None
-        scratch_paths = tuple(view.scratch_paths[:])
         command_input = _index_of(args[0], inputs_dir, names)
-        key = FrameKey(
+        key = (
             view.working_dir,
             inputs_dir,
-            scratch_paths,
+            tuple(view.scratch_paths[:]),
             tuple(view.constraints[:]),
             args[0],
             b"" if command_input is None else elements[command_input],
             bool(names),
+            b"".join(map(_watched, variables)),
             options,
         )
-        (frame,) = self._frames.of([key])
-        if frame is None:
+        frame = self._frames.one(key)
+        if frame is None or len(names) > frame.most_inputs:
             return None
-        outputs = view.outputs[:]
         written = SpecJSON()
-        for path, scratch in zip(outputs, nearest_above(outputs, scratch_paths)):
-            if (
-                scratch is None
-                or path == scratch
-                or len(path) > 255
-                or not path.isascii()
-                or path_problems(path)
-                or _index_of(f"/{path}", inputs_dir, names) is not None
-            ):
+        for path in view.outputs[:]:
+            place = _bundle_path(path, frame) if _is_plain_path(path) else None
+            if place is None or _index_of(f"/{path}", inputs_dir, names) is not None:
                 return None
-            written.output_paths.add(
-                path=path, bundle_path=frame.bundle_paths[scratch] + path[len(scratch) :]
-            )
+            written.output_paths.add(path=path, bundle_path=place)
         if inputs_of_builds is not None:
             inputs_of_builds.append(len(names))
         json = b"".join(
@@ -143,13 +137,26 @@ class Quick:
         )
         return b"".join(
             (
-                head(SpecJSON.JSON_FIELD_NUMBER, len(json)),
+                field_head(SpecJSON.JSON_FIELD_NUMBER, len(json)),
                 json,
                 frame.scratch_dirs,
                 written.SerializeToString(),
                 frame.diagnostics,
             )
         )
+
+
+_is_plain_path = re.compile(
+    r"(?=.{1,255}\Z)(?:[\w+=?-][\w+=?.-]*/)+[\w+=?-][\w+=?.-]*", re.A
+).fullmatch
+
+
+def _bundle_path(path: str, frame: Frame) -> str | None:
+    """Return where in the bundle an output lies, if it is under a scratch path."""
+    for above, bundle_path in frame.scratch:
+        if path.startswith(above):
+            return bundle_path + path[len(above) :]
+    return None
 
 
 def _index_of(path: str, inputs_dir: str, names: list[str]) -> int | None:
@@ -164,11 +171,21 @@ def _index_of(path: str, inputs_dir: str, names: list[str]) -> int | None:
 # --- pieces, as the plain way makes them ----------------------------------------------
 
 
-def _variables(elements: list[bytes]) -> list[_Known]:
+def _variables(elements: list[bytes]) -> list[_KnownVariable]:
     broken = Violations()
     read = read_environment([*map(BuildRequest.EnvVar.FromString, elements)], broken)
     broken.raise_if_any()
-    return [(variable.key, oci.encode(f"{variable.key}={variable.value}")) for variable in read]
+    return [
+        (
+            variable.key,
+            oci.encode(f"{variable.key}={variable.value}"),
+            delimited(_VARIABLES, element) if variable.key in TMP_VARIABLES else b"",
+        )
+        for element, variable in zip(elements, read)
+    ]
+
+
+_VARIABLES = BuildRequest.ENVIRONMENT_VARS_FIELD_NUMBER
 
 
 def _inputs_into(inputs_dir: str) -> Pieces[bytes, _Known]:
@@ -190,11 +207,14 @@ def _frame(key: FrameKey, plain: Plain) -> Frame | None:
         return None
 
 
-def _size(key: bytes, known: _Known) -> int:
-    return len(key) + len(known[0]) + len(known[1])
+def _size(key: bytes, known: tuple[str | bytes, ...]) -> int:
+    return len(key) + sum(map(len, known))
 
 
-def _frame_size(key: FrameKey, frame: Frame | None) -> int:
-    texts = sum(map(len, (key.working_dir, key.inputs_dir, key.command, key.command_input)))
+def _frame_size(parts: tuple[Any, ...], frame: Frame | None) -> int:
+    key = FrameKey(*parts)
+    texts = sum(
+        map(len, (key.working_dir, key.inputs_dir, key.command, key.command_input, key.watched))
+    )
     lists = sum(map(len, (*key.scratch_paths, *key.constraints)))
     return texts + lists + (frame.size if frame else 0)

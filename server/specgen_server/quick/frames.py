@@ -34,6 +34,8 @@ class FrameKey(NamedTuple):
     command_input: bytes
     """The input that the command lies in, unparsed; empty where it lies in none."""
     has_inputs: bool
+    watched: bytes
+    """The variables that a diagnostic may look at, as a request has them on the wire."""
     options: SpecOptions
 
 
@@ -46,13 +48,15 @@ class Frame(NamedTuple):
     after_variables: bytes
     scratch_dirs: bytes
     diagnostics: bytes
-    bundle_paths: dict[str, str]
-    """Where each scratch path lies in the bundle."""
+    most_inputs: int
+    """With more of them, the mounts may be too many."""
+    scratch: tuple[tuple[str, str], ...]
+    """Each scratch path and where it lies in the bundle, with a slash, the deepest first."""
 
     @property
     def size(self) -> int:
         """How many bytes are in it, about."""
-        paths = sum(len(one) + len(other) for one, other in self.bundle_paths.items())
+        paths = sum(len(one) + len(other) for one, other in self.scratch)
         return paths + sum(len(part) for part in self if isinstance(part, bytes))
 
 
@@ -79,8 +83,9 @@ def make_frame(key: FrameKey, plain: Plain) -> Frame:
         working_dir=key.working_dir,
         inputs_dir=key.inputs_dir,
         scratch_paths=key.scratch_paths,
-        environment_vars=[_VARIABLE],
     )
+    variables = [*BuildRequest.FromString(key.watched).environment_vars, _VARIABLE]
+    marked.environment_vars.extend(sorted(variables, key=lambda variable: variable.key))
     inputs = [Node.FromString(key.command_input)] if key.command_input else []
     if key.has_inputs:
         inputs.append(_INPUT)
@@ -92,14 +97,20 @@ def make_frame(key: FrameKey, plain: Plain) -> Frame:
     except Exception:
         raise NotRoutineError from None
     read = read_request(marked)
-    if not _is_apart(read, key.options):
+    named = [found.field for found in answer.diagnostics]
+    if (
+        answer.root_entries
+        or any(field.startswith(("inputs[", "environment_vars[")) for field in named)
+        or not _is_apart(read, key.options)
+    ):
         raise NotRoutineError
     mounts = b"".join(mount_pieces(key.inputs_dir, read.inputs))
     try:
         json = answer.json.encode()
         before_inputs, rest = json.split(mounts) if mounts else (b"", json)
         before_args, rest = rest.split(oci.encode(read.command_args))
-        before_variables, after_variables = rest.split(oci.encode("mark=variable"))
+        entries = [oci.encode(f"{v.key}={v.value}") for v in read.environment]
+        before_variables, after_variables = rest.split(b",".join(entries))
     except ValueError:
         raise NotRoutineError from None
     return Frame(
@@ -109,8 +120,22 @@ def make_frame(key: FrameKey, plain: Plain) -> Frame:
         after_variables,
         SpecJSON(scratch_dirs=answer.scratch_dirs).SerializeToString(),
         SpecJSON(diagnostics=answer.diagnostics).SerializeToString(),
-        {found.path: found.bundle_path for found in answer.scratch_dirs},
+        _most_inputs(read, key.options),
+        tuple(
+            (f"{found.path}/", f"{found.bundle_path}/")
+            for found in sorted(answer.scratch_dirs, key=lambda found: -len(found.path))
+        ),
     )
+
+
+_MOST_INPUTS = 900
+_ROOM = 64
+
+
+def _most_inputs(request: Request, options: SpecOptions) -> int:
+    """Return so few that the mounts are not too many, whatever it is that counts them."""
+    limit = options.nofile.soft or 2 * _MOST_INPUTS
+    return min(_MOST_INPUTS, limit - _ROOM - len(configure_mounts(request, options)))
 
 
 def _name(node: Node) -> bytes:

@@ -32,6 +32,13 @@ class Pieces(dict[K, V]):
         self._make, self._most, self._size = make, most, size
         self._held = 0
 
+    def one(self, key: K) -> V:
+        """Return the piece of a key."""
+        try:
+            return self[key]
+        except KeyError:
+            return self.of([key])[0]
+
     def of(self, keys: list[K]) -> list[V]:
         """Return the pieces of these keys."""
         try:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import sys
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from random import getrandbits
@@ -14,54 +11,15 @@ from typing import Any
 
 import grpc
 
-from ..telemetry.logs import LogFormat, call_lines
-from ..telemetry.stats import CallRecord, CallStats
+from ..telemetry.logs import name_of
+from ..telemetry.stats import CallRecord
 from ..telemetry.tracing import call_tracer
 from .call_pool import CallPool
+from .credentials import caller_of
 from .errors import Overloaded, TooLarge, abort, status_of
 from .service import SERVICE_NAME, SpecServicer
 
-__all__ = ["Accounts", "Calls"]
-
-
-class Accounts:
-    """Adds up the records of calls in a thread of its own, and writes their log lines."""
-
-    _EVERY = 0.2  # seconds
-
-    def __init__(
-        self,
-        *,
-        report: Callable[[CallStats], None] | None,
-        log: LogFormat | None,
-    ) -> None:
-        self._records: deque[CallRecord] = deque()
-        self.enter = self._records.append
-        self._report = report
-        self._log = log
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="accounts", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Account for what is left."""
-        self._closing.set()
-        self._thread.join()
-
-    def _keep(self) -> None:
-        while not self._closing.wait(self._EVERY):
-            self._add_up()
-        self._add_up()
-
-    def _add_up(self) -> None:
-        records = [self._records.popleft() for _ in range(len(self._records))]
-        if self._log and records:
-            sys.stderr.write(call_lines(records, self._log))
-            sys.stderr.flush()
-        if self._report:
-            stats = CallStats()
-            stats.record(records)
-            self._report(stats)
+__all__ = ["Calls"]
 
 
 class Calls:
@@ -152,13 +110,13 @@ class Calls:
         metadata = context.invocation_metadata()
         for key, value in metadata:
             if key == "x-request-id":
-                call.request_id = _one_word(str(value))
+                call.request_id = name_of(str(value))
         if self._log_lines or self._tracer:
             call.request_id = call.request_id or f"{getrandbits(64):016x}"
         if self._log_lines:
             call.peer = context.peer()
         if self._named_callers:
-            call.caller = _caller(context)
+            call.caller = caller_of(context.auth_context())
         if self._tracer:
             call.span = self._tracer.begin(method, metadata)
         return call
@@ -181,11 +139,6 @@ def _check(pool: CallPool, context: grpc.ServicerContext) -> None:
         context.abort(grpc.StatusCode.CANCELLED, "the caller is gone, or its deadline is over")
 
 
-def _one_word(request_id: str) -> str:
-    """Return what a caller names its call, so that it cannot pass for other parts of a log line."""
-    return "_".join(request_id.split())[:128]
-
-
 def _in(pool: CallPool, behavior: Any) -> Any:
     in_pool = partial(behavior)  # which takes attributes, as a bound method does not
     in_pool.experimental_thread_pool = pool  # type: ignore[attr-defined]  # gRPC looks for it
@@ -201,8 +154,3 @@ def _counted(requests: Iterator[bytes], record: CallRecord) -> Iterator[bytes]:
 def _code(context: grpc.ServicerContext) -> grpc.StatusCode:
     """Return what the call was aborted with."""
     return context.code() or grpc.StatusCode.UNKNOWN  # type: ignore[attr-defined]
-
-
-def _caller(context: grpc.ServicerContext) -> str:
-    names = context.auth_context().get("x509_common_name") or [b""]
-    return bytes(names[0]).decode(errors="replace")

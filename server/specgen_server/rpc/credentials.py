@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import grpc
 
+from ..telemetry.logs import name_of
 from ..tls_files import CredentialsError, TlsFiles
 
-__all__ = ["server_credentials"]
+__all__ = ["caller_of", "server_credentials"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +37,29 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     )
 
 
+def caller_of(auth_context: Mapping[str, Any]) -> str:
+    """Return the name in a caller's certificate, in a form that can be logged.
+
+    That is its common name, else its SPIFFE id or another URI, else its DNS name or another
+    alternative name; "" without a certificate.
+    """
+    for property_ in _NAMES:
+        for name in auth_context.get(property_, ()):
+            if name:
+                return name_of(bytes(name).decode(errors="replace"))
+    return ""
+
+
+# as gRPC calls them; the last one has them all, whatever their kind
+_NAMES = (
+    "x509_common_name",
+    "peer_spiffe_id",
+    "peer_uri",
+    "peer_dns",
+    "x509_subject_alternative_name",
+)
+
+
 class _Reload:
     """Called by gRPC for each new connection: None means that nothing has changed."""
 
@@ -42,7 +68,7 @@ class _Reload:
         self._lock = threading.Lock()
         self._looked = time.monotonic()
         self._stamp = self._stamp_now()
-        self.configuration = _read(files)
+        self.configuration = _read(files, at_start=True)
 
     def __call__(self) -> grpc.ServerCertificateConfiguration | None:
         with self._lock:
@@ -74,12 +100,15 @@ def _stamp(path: str | None) -> tuple[int, int, int] | None:
     return (status.st_ino, status.st_size, status.st_mtime_ns) if status else None
 
 
-def _read(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
-    files.check()
+def _read(files: TlsFiles, *, at_start: bool = False) -> grpc.ServerCertificateConfiguration:
+    warnings = files.check()
     try:
-        return grpc.ssl_server_certificate_configuration(
+        configuration = grpc.ssl_server_certificate_configuration(
             [(Path(files.key).read_bytes(), Path(files.cert).read_bytes())],
             root_certificates=Path(files.client_ca).read_bytes() if files.client_ca else None,
         )
     except OSError as error:
         raise CredentialsError(f"cannot read {error.filename}: {error.strerror}") from None
+    for warning in () if at_start else warnings:  # the command line has said so then
+        logger.warning("%s", warning)
+    return configuration

@@ -12,6 +12,7 @@ import grpc
 from ..addresses import AddressError, unix_path
 from ..settings import Settings
 from ..telemetry.stats import CallRecord
+from .call_options import MOST_METADATA_BYTES
 from .calls import Calls
 from .credentials import server_credentials
 from .health import SERVICE_NAME as HEALTH_SERVICE_NAME
@@ -98,6 +99,9 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", int(settings.workers > 1)),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
+        # beyond the first, gRPC refuses at random, and beyond the second always
+        ("grpc.max_metadata_size", 4 * MOST_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", 8 * MOST_METADATA_BYTES),
         # one connection alone must not take all the threads
         ("grpc.max_concurrent_streams", max(1, settings.max_in_flight // 2)),
         # Clients may keep idle connections alive as they like: no GOAWAY "too_many_pings".

@@ -17,7 +17,7 @@ from specgen.v1.specgen_pb2 import (
     SpecResult,
 )
 from specgen_core import SpecOptions, UnreadableMessage, answer, read_request
-from specgen_core.wire import delimited, head, view_of
+from specgen_core.wire import delimited, field_head, view_of
 from tvix.build.protos.build_pb2 import BuildRequest
 
 from ..policy import Policy
@@ -79,6 +79,7 @@ class SpecServicer:
             return self._answer(request, options, call)
         except Exception as error:
             status = status_of(error, call.request_id)
+            call.field = status.violations[0].field if status.violations else ""
         abort(context, status)
 
     def generate_specs(
@@ -149,7 +150,7 @@ class SpecServicer:
             if size + len(result) > self._max_message_bytes:
                 result = _error_result(TooLarge(size + len(result), self._max_message_bytes), call)
             size += len(result)
-            yield head(_RESULTS, len(result))
+            yield field_head(_RESULTS, len(result))
             yield result
 
     def _result(self, build_request: bytes, options: SpecOptions, call: CallRecord) -> bytes:

@@ -1,0 +1,297 @@
+"""What ``specgen bundle`` warns of on this host; test_safety_on_runtimes.py proves some of it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import socket
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from support import build_request, require
+
+from specgen_client import mount_table, read_only_paths, write_bundle
+from specgen_core import IdMapping, SpecOptions
+from specgen_core.answer import generate
+
+LOOPS = "Too many levels of symbolic links"
+
+
+def warnings(tmp_path: Path, options: SpecOptions | None = None, **fields: Any) -> list[str]:
+    request = build_request(inputs=[], **fields)
+    options = options or SpecOptions(skeleton=True, terminal=False, rootless=False)
+    return write_bundle(request, tmp_path / "b", spec=generate(request, options))
+
+
+def ro_paths(*paths: str | Path) -> dict[str, Any]:
+    names = [str(path) for path in paths]
+    return {"constraints": {"system": "x86_64-linux", "available_ro_paths": names}}
+
+
+def about(path: str | Path, found: list[str]) -> list[str]:
+    return [warning for warning in found if warning.startswith(f"{path}")]
+
+
+@pytest.fixture
+def looked_at(tmp_path: Path) -> Path:
+    path = tmp_path / "looked-at"
+    path.mkdir()
+    return path
+
+
+# --- read-only paths ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        pytest.param("missing", "is not there", id="missing"),
+        pytest.param("file/below", "is not there", id="below_a_file"),
+        pytest.param("dangling", "is not there", id="dangling"),
+        pytest.param("loop", f"cannot be looked at by this user ({LOOPS})", id="loop"),
+    ],
+)
+def test_a_read_only_path_that_is_not_there(
+    name: str, why: str, looked_at: Path, tmp_path: Path
+) -> None:
+    (looked_at / "file").touch()
+    (looked_at / "dangling").symlink_to("none")
+    (looked_at / "loop").symlink_to("loop")
+    path = looked_at / name
+    said = f"{path}, to be mounted at {path}, {why}: runc and crun will fail"
+    assert about(path, warnings(tmp_path, **ro_paths(path))) == [said]
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "options", "can"),
+    [
+        pytest.param(0o700, (0, 0), {"rootless": False}, False, id="rootful_roots"),
+        pytest.param(0o755, (0, 0), {"rootless": False}, True, id="rootful_open"),
+        pytest.param(0o744, (0, 0), {"rootless": False}, False, id="rootful_not_to_be_entered"),
+        pytest.param(0o700, (1000, 0), {"rootless": False}, True, id="rootful_own"),
+        pytest.param(0o750, (0, 100), {"rootless": False}, True, id="rootful_own_group"),
+        pytest.param(0o700, (0, 0), {"ids": (0, 300_000, 2000)}, False, id="mapped_roots"),
+        pytest.param(0o750, (0, 300_100), {"ids": (0, 300_000, 2000)}, False, id="mapped_group"),
+        pytest.param(0o755, (0, 0), {"ids": (0, 300_000, 2000)}, True, id="mapped_open"),
+        pytest.param(0o0, (301_000, 300_100), {"ids": (0, 300_000, 2000)}, True, id="mapped_own"),
+        pytest.param(0o700, (0, 0), {}, False, id="not_mapped"),
+    ],
+)
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch], ids=["directory", "file"])
+def test_a_read_only_path_that_is_closed_to_the_build(
+    make: Callable[[Path], None],
+    mode: int,
+    owner: tuple[int, int],
+    options: dict[str, Any],
+    can: bool,
+    looked_at: Path,
+    tmp_path: Path,
+) -> None:
+    require(os.geteuid() == 0, "root")
+    path = looked_at / "ro"
+    make(path)
+    if path.is_file():
+        mode &= 0o666 if mode != 0o744 else 0o660
+    path.chmod(mode)
+    os.chown(path, *owner)
+    if ids := options.get("ids"):
+        options = {"uid_mappings": (IdMapping(*ids),), "gid_mappings": (IdMapping(*ids),)}
+    found = about(
+        path,
+        warnings(tmp_path, SpecOptions(skeleton=True, terminal=False, **options), **ro_paths(path)),
+    )
+    said = (
+        f"{path} is closed to the build (mode {mode:o}, uid {owner[0]}, gid {owner[1]}): it will be"
+        " mounted, and the build cannot look at it"
+    )
+    assert found == ([] if can else [said])
+
+
+def bind(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(os.path.relpath(path))
+
+
+def device(path: Path) -> None:
+    require(os.geteuid() == 0, "root")
+    os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    path.chmod(0o666)
+
+
+@pytest.mark.parametrize(
+    ("make", "place", "said"),
+    [
+        pytest.param(bind, "s", "has unix sockets: {made}; a build can connect", id="socket"),
+        pytest.param(bind, "a/b/s", "has unix sockets: {made}; ", id="socket_deep"),
+        pytest.param(bind, "", "has unix sockets: {made}; ", id="socket_itself"),
+        pytest.param(device, "d", "has device nodes: {made}; a build can write", id="device"),
+        pytest.param(device, "", "", id="device_itself_was_asked_for"),
+        pytest.param(Path.touch, "f", "", id="file"),
+        pytest.param(os.mkfifo, "f", "", id="fifo"),
+        pytest.param(lambda path: path.symlink_to("/dev"), "l", "", id="link_to_devices"),
+    ],
+)
+def test_what_is_below_a_read_only_path(
+    make: Callable[[Path], None], place: str, said: str, looked_at: Path, tmp_path: Path
+) -> None:
+    path = looked_at / "ro"
+    made = path / place
+    made.parent.mkdir(parents=True, exist_ok=True)
+    make(made)
+    found = about(path, warnings(tmp_path, **ro_paths(path)))
+    assert [warning.partition(";")[0] for warning in found] == (
+        [f"{path} {said.format(made=made)}".partition(";")[0]] if said else []
+    )
+
+
+def test_a_store_is_not_looked_through_to_its_end(
+    looked_at: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(30):
+        (looked_at / str(i)).touch()
+    seen: list[str] = []
+    entries = read_only_paths._entries
+
+    def counted(path: str) -> Any:
+        for entry in entries(path):
+            seen.append(entry[0])
+            yield entry
+
+    monkeypatch.setattr(read_only_paths, "_entries", counted)
+    monkeypatch.setattr(read_only_paths, "_LOOKED_AT", 10)
+    warnings(tmp_path, **ro_paths(looked_at, looked_at))
+    assert len(seen) == 10
+
+
+MOUNTINFO = (
+    "1 0 8:1 / / rw - ext4 /dev/a rw\n"
+    "2 1 0:1 / {path}/rw rw,nosuid - tmpfs tmpfs rw\n"
+    "3 1 0:1 / {path}/ro ro,nosuid shared:1 - tmpfs tmpfs rw\n"
+    "4 1 0:1 / {path}/file-system-ro rw - squashfs tmpfs ro\n"
+    "5 1 0:1 / {path}/a\\040blank\\011tab rw - tmpfs tmpfs rw\n"
+    "6 1 0:1 / {path}-beside rw - tmpfs tmpfs rw\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "below"),
+    [
+        pytest.param("looked-at", "{path}/a blank\\ttab, {path}/rw;", id="two"),
+        pytest.param("looked-at/rw", None, id="itself"),
+        pytest.param("link", "{path}/a blank\\ttab, {path}/rw;", id="by_a_link"),
+    ],
+)
+def test_mounts_below(
+    name: str, below: str | None, looked_at: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (looked_at / "rw").mkdir()
+    (tmp_path / "link").symlink_to(looked_at)
+    (tmp_path / "mountinfo").write_text(MOUNTINFO.format(path=looked_at))
+    monkeypatch.setattr(mount_table, "_TABLE", tmp_path / "mountinfo")
+    path = tmp_path / name
+    found = about(path, warnings(tmp_path, **ro_paths(path)))
+    if below is None:
+        assert found == []
+    else:
+        shown = below.format(path=looked_at).replace("\\t", "\t")
+        assert [w.startswith(f"{path} has other mounts below it: {shown}") for w in found] == [True]
+
+
+# --- ids ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        pytest.param(
+            {"rootless": False}, ["the build is uid 1000 of this host, bob"], id="rootful"
+        ),
+        pytest.param(
+            {"ids": (0, 0, 65_536)},
+            [
+                "root of the sandbox is uid 0 of this host, root",
+                "the build is uid 1000 of this host, bob",
+            ],
+            id="everybody",
+        ),
+        pytest.param({"ids": (0, 300_000, 65_536)}, [], id="nobody"),
+        pytest.param(
+            {"ids": (0, 500_000, 1)},
+            ["root of the sandbox is uid 500000 of this host, service"],
+            id="a_service",
+        ),
+        pytest.param({}, [], id="not_mapped"),
+    ],
+)
+def test_a_sandbox_that_is_somebody(
+    options: dict[str, Any], said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require(os.geteuid() == 0, "root")
+    users = {0: "root", 1000: "bob", 500_000: "service"}
+    accounts = {id_: SimpleNamespace(pw_name=name) for id_, name in users.items()}
+    monkeypatch.setattr(pwd, "getpwuid", accounts.__getitem__)
+    if ids := options.pop("ids", None):
+        options |= {"uid_mappings": (IdMapping(*ids),), "gid_mappings": (IdMapping(*ids),)}
+    found = warnings(tmp_path, SpecOptions(skeleton=True, terminal=False, **options))
+    named = [
+        warning.partition(", and can do here")[0] for warning in found if "of this host," in warning
+    ]
+    assert [name for name in named if "closed to" not in name] == said
+
+
+# --- where root writes --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "group", "said"),
+    [
+        pytest.param(0o755, 0, 0, "", id="roots"),
+        pytest.param(0o775, 0, 0, "", id="for_roots_group"),
+        pytest.param(0o1777, 0, 0, "", id="sticky"),
+        pytest.param(0o755, 4242, 0, "is uid 4242's, who may put another", id="somebodys"),
+        pytest.param(0o775, 0, 4242, "is for others to write to, who", id="for_a_group"),
+        pytest.param(0o777, 0, 0, "is for others to write to, who", id="for_all"),
+        pytest.param(0o1777, 4242, 0, "is uid 4242's, who may", id="somebodys_sticky"),
+    ],
+)
+@pytest.mark.parametrize("below", ["", "root/s"], ids=["in_it", "below_it"])
+def test_a_directory_of_somebody_else(
+    mode: int, owner: int, group: int, said: str, below: str, tmp_path: Path
+) -> None:
+    require(os.geteuid() == 0, "root")
+    home = tmp_path / "home"
+    (home / below).mkdir(parents=True)
+    home.chmod(mode)
+    os.chown(home, owner, group)
+    found = [w for w in warnings(home / below) if "before root runs it" in w]
+    assert [warning.startswith(f"{home} {said}") for warning in found] == ([True] if said else [])
+
+
+# --- the sandbox shell --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(os.mkfifo, id="fifo"),
+        pytest.param(Path.mkdir, id="directory"),
+        pytest.param(bind, id="socket"),
+        pytest.param(Path.touch, id="empty"),
+        pytest.param(lambda path: path.write_bytes(b"\x7fELF\x02\x01" + b"\xff" * 90), id="broken"),
+    ],
+)
+def test_a_shell_that_is_none(
+    make: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked into, and nothing is waited for."""
+    monkeypatch.chdir(tmp_path)
+    shell = tmp_path / "sh"
+    make(shell)
+    options = SpecOptions(skeleton=True, terminal=False, rootless=False, sandbox_shell=str(shell))
+    wants_shell = {"system": "x86_64-linux", "provide_bin_sh": True}
+    found = warnings(tmp_path, options, constraints=wants_shell)
+    assert not any("linked dynamically" in warning for warning in found)
