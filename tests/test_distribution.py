@@ -86,7 +86,9 @@ def test_the_version_is_the_same_everywhere() -> None:
         for path in ROOT.glob("deploy/kubernetes/*/kustomization.yaml")
         for image in yaml.safe_load(path.read_text())["images"]
     ]
-    assert {arg, *tags} == {PROJECT["version"]}
+    headings = re.findall(r"^## \[([^]]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert headings[0] == "Unreleased"
+    assert {arg, *tags, headings[1]} == {PROJECT["version"]}
 
 
 def test_the_oldest_python_is_among_those_that_were_tried() -> None:
