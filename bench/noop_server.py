@@ -1,13 +1,21 @@
-"""The floor of the stack: grpcio answering a request's bytes with the spec made beforehand."""
+"""The floor of the stack: a request's bytes answered with the spec made beforehand.
+
+By grpc.server(), or on the call lane.
+"""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from concurrent.futures import ThreadPoolExecutor
-
-import grpc
+from typing import Any
 
 import corpus
+
+if "--call-lane" in sys.argv:
+    import specgen_server.rpc  # noqa: F401  # before gRPC, whose poller it chooses
+import grpc
+
 from specgen_core import SpecOptions
 from specgen_core.answer import generate
 
@@ -16,14 +24,29 @@ def main() -> None:
     """Serve until ended."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--listen", required=True)
+    parser.add_argument("--call-lane", action="store_true")
     args = parser.parse_args()
     wires = [*corpus.closures(), *corpus.sized(60, 100)]
     answers = {wire: generate(wire, SpecOptions()).SerializeToString() for wire in wires}
-    method = grpc.unary_unary_rpc_method_handler(lambda wire, _: answers[wire])
     server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
-    server.add_registered_method_handlers("specgen.v1.SpecService", {"GenerateSpec": method})
+    starts = [server.start]
+    if args.call_lane:
+        from specgen_server.rpc.call_lane import CallLane
+        from specgen_server.rpc.calls import Calls, Limit, Method
+
+        calls = Calls(enter=lambda _: None, named_callers=False)
+        limit = Limit(256, "calls")
+        method = Method(
+            "specgen.v1.SpecService", "GenerateSpec", lambda wire, _: answers[wire], limit
+        )
+        lane = CallLane(server, calls, [method], 0)
+        starts.append(lane.start)
+    else:
+        handler: Any = grpc.unary_unary_rpc_method_handler(lambda wire, _: answers[wire])
+        server.add_registered_method_handlers("specgen.v1.SpecService", {"GenerateSpec": handler})
     server.add_insecure_port(args.listen)
-    server.start()
+    for start in starts:
+        start()
     server.wait_for_termination()
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 
 import in_process
+import load
 import wire
 
 Row = tuple[str, ...]
@@ -50,9 +51,9 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="see that it works; figures are noise")
     parser.add_argument("--only", choices=list("abcdef"), action="append", help="just these parts")
     parser.add_argument("--peer", metavar="HOST:PORT", help="one more server, in the same rounds")
-    parser.add_argument("--peer-method", metavar="SERVICE/METHOD", default=wire.METHOD)
+    parser.add_argument("--peer-method", metavar="SERVICE/METHOD", default=load.METHOD)
     args = parser.parse_args()
-    peer = wire.Target("peer", args.peer, args.peer_method) if args.peer else None
+    peer = load.Target("peer", args.peer, args.peer_method) if args.peer else None
     rounds, seconds = (1, 0.5) if args.quick else (9, 1.2)
 
     def part_a() -> None:
@@ -113,7 +114,7 @@ def main() -> int:
     }
     asked = args.only or list(parts)
     native = set(asked) & set("bcf")
-    if native and not wire.installed():
+    if native and not load.installed():
         print("no h2load (Debian: nghttp2-client): leaving out", *sorted(native), file=sys.stderr)
         asked = [part for part in asked if part not in native]
     machine()

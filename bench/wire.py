@@ -1,134 +1,53 @@
-"""Over the wire: parts (b), (c), (d) and (f) of the table.
-
-The load comes from h2load (Debian: nghttp2-client), native and pinned to another core than
-the server. One h2load repeats one request, so several run at once, each with a real request
-of its own, and the next round takes others.
-"""
+"""Over the wire: parts (b), (c), (d) and (f) of the table."""
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 
 import corpus
+from load import CPUS, METHOD, SERVER_CPUS, WIDE, Load, Target, framed, load, uri
 from servers import Running, free_port, resident
 from specgen.v1.specgen_pb2 import GenerateSpecsRequest, GenerateSpecsResponse, SpecJSON
 from specgen_core import SpecOptions
 from specgen_core.answer import generate
 from tvix.build.protos.build_pb2 import BuildRequest
 
-__all__ = ["Target", "bulk_rows", "load_rows", "process_rows", "starvation_rows"]
+__all__ = ["bulk_rows", "load_rows", "process_rows", "starvation_rows", "worker_rows"]
 
-METHOD = "specgen.v1.SpecService/GenerateSpec"
 BULK_METHOD = "specgen.v1.SpecService/GenerateSpecs"
-CPUS = sorted(os.sched_getaffinity(0))
-SERVER_CPUS = {CPUS[0]}
-LOAD_CPUS = set(CPUS[1:]) or set(CPUS)
 HERE = Path(__file__).parent
-# HTTP/2 windows of 16 MiB: gRPC's clients grow theirs as needed, h2load's stay at 64 KiB
-WIDE = ("-w", "24", "-W", "24")
 BULK_STREAMS = 4
 IN_FLIGHT = (1, 16, 64)
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is measured: a server's address and its method."""
-
-    name: str
-    address: str
-    method: str = METHOD
-
-
-@dataclass(frozen=True)
-class Load:
-    """What came of some seconds of load."""
-
-    calls_per_second: float
-    milliseconds: list[float]
-
-    def percentile(self, share: float) -> float:
-        """Return the time within which this share of the calls was answered."""
-        ordered = sorted(self.milliseconds)
-        return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
-
-
-def _framed(message: bytes) -> bytes:
-    return b"\0" + struct.pack(">I", len(message)) + message
-
-
-def load(target: Target, bodies: Sequence[bytes], *, in_flight: int, seconds: float) -> Load:
-    """Keep so many calls in flight, spread over as many h2loads as there are bodies."""
-    each = max(1, in_flight // len(bodies))
-    with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
-        started = []
-        for i, body in enumerate(bodies[:in_flight]):
-            file = Path(directory, f"{i}.body")
-            file.write_bytes(body)
-            started.append(
-                stack.enter_context(
-                    subprocess.Popen(
-                        [
-                            *(
-                                "h2load",
-                                "--duration",
-                                f"{int(seconds * 1000)}ms",
-                                "--warm-up-time",
-                                "300ms",
-                            ),
-                            *("-c", "1", "-m", str(each), "-t", "1", *WIDE, "-d", str(file)),
-                            *("--log-file", str(Path(directory, f"{i}.log"))),
-                            *("-H", "te: trailers", "-H", "content-type: application/grpc"),
-                            *_uri(target),
-                        ],
-                        stdout=subprocess.DEVNULL,
-                        preexec_fn=lambda: os.sched_setaffinity(0, LOAD_CPUS),
-                    )
-                )
-            )
-        for process in started:
-            process.wait(seconds + 30)
-        rows = [
-            line.split("\t")
-            for i in range(len(started))
-            for line in Path(directory, f"{i}.log").read_text().splitlines()
-        ]
-    answered = [row for row in rows if row[1] == "200"]
-    # those under way when the time is over are cut
-    if not answered or len(rows) - len(answered) > in_flight:
-        raise RuntimeError(
-            f"{target.name}: {len(rows) - len(answered)} of {len(rows)} calls failed"
-        )
-    return Load(len(answered) / seconds, [int(row[2]) / 1000 for row in answered])
-
-
-def _uri(target: Target) -> list[str]:
-    if target.address.startswith("unix:"):
-        path = target.address.removeprefix("unix://")
-        return ["--base-uri", f"unix:{path}", f"http://localhost/{target.method}"]
-    return [f"http://{target.address}/{target.method}"]
 
 
 def check(target: Target, wires: Sequence[bytes]) -> None:
     """See that a target answers with the specs; h2load only counts."""
     with grpc.insecure_channel(target.address) as channel:
-        call = channel.unary_unary(f"/{target.method}")
+        call: Any = channel.unary_unary(f"/{target.method}")
         for wire in wires:
             answer = SpecJSON.FromString(call(wire, timeout=20, wait_for_ready=True))
-            if answer.json != generate(wire, SpecOptions()).json:
+            if _comparable(answer.json) != _comparable(generate(wire, SpecOptions()).json):
                 raise RuntimeError(f"{target.name} answers with another spec")
+
+
+def _comparable(spec: str) -> Any:
+    """Return a spec parsed, its capability lists as sets: those of a peer may have any order."""
+    parsed = json.loads(spec)
+    capabilities = parsed["process"]["capabilities"]
+    capabilities.update((name, set(each)) for name, each in capabilities.items())
+    return parsed
 
 
 @contextmanager
@@ -146,12 +65,13 @@ def pinned(
 
 
 @contextmanager
-def noop(listen: str) -> Iterator[Target]:
-    """Yield the no-op server, on the server's core."""
+def noop(listen: str, name: str, *flags: str) -> Iterator[Target]:
+    """Yield a no-op server, on the server's core."""
+    command = [sys.executable, str(HERE / "noop_server.py"), "--listen", listen, *flags]
     with _on(SERVER_CPUS):
-        process = subprocess.Popen([sys.executable, HERE / "noop_server.py", "--listen", listen])
+        process = subprocess.Popen(command)
     try:
-        yield Target("no-op", listen)
+        yield Target(name, listen)
     finally:
         process.terminate()
         process.wait(20)
@@ -198,21 +118,27 @@ def load_rows(rounds: int, seconds: float, peer: Target | None) -> list[tuple[st
     sized = corpus.sized(60, 100)
     rows = []
     with tempfile.TemporaryDirectory() as directory:
-        for transport, listen in (
-            ("tcp", f"127.0.0.1:{free_port()}"),
-            ("unix", f"unix://{directory}/ours.sock"),
-        ):
-            other = (
-                f"127.0.0.1:{free_port()}" if transport == "tcp" else f"unix://{directory}/n.sock"
-            )
-            with pinned("--workers", "1", listen=listen) as ours, noop(other) as floor:
-                targets = [Target("ours", ours.address), floor]
+        for transport in ("tcp", "unix"):
+            listen = [
+                f"127.0.0.1:{free_port()}" if transport == "tcp" else f"unix://{directory}/{i}"
+                for i in range(4)
+            ]
+            with (
+                pinned("--workers", "1", listen=listen[0]) as ours,
+                pinned("--workers", "1", "--no-call-lane", listen=listen[1]) as public,
+                noop(listen[2], "no-op") as floor,
+                noop(listen[3], "no-op, lane", "--call-lane") as lane_floor,
+            ):
+                targets = [
+                    *(Target("ours", ours.address), Target("ours, public way", public.address)),
+                    *(floor, lane_floor),
+                ]
                 if peer and transport == "tcp":
                     targets.append(peer)
                 for target in targets:
                     check(target, [*sized[:3], *corpus.closures()[:3]])
                 for name, wires in (("60 inputs", sized), ("real closures", corpus.closures())):
-                    bodies = [_framed(wire) for wire in wires]
+                    bodies = [framed(wire) for wire in wires]
                     for in_flight in IN_FLIGHT:
                         results = _compared(
                             targets, bodies, in_flight=in_flight, rounds=rounds, seconds=seconds
@@ -246,14 +172,14 @@ def _rates(loads: list[Load]) -> list[float]:
 
 def worker_rows(rounds: int, seconds: float) -> list[tuple[str, ...]]:
     """(b): two workers against one, on all cores, which the load then shares."""
-    bodies = [_framed(wire) for wire in corpus.sized(60, 100)]
+    bodies = [framed(wire) for wire in corpus.sized(60, 100)]
     every = set(CPUS)
     with (
         pinned("--workers", "1", cpus=every) as one,
         pinned("--workers", "2", cpus=every) as two,
     ):
         targets = [Target("one worker", one.address), Target("two workers", two.address)]
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for in_flight in IN_FLIGHT:
             results = _compared(
                 targets, bodies, in_flight=in_flight, rounds=rounds, seconds=seconds
@@ -276,8 +202,8 @@ def bulk_rows(rounds: int, seconds: float) -> list[tuple[str, ...]]:
             GenerateSpecsRequest(requests=builds[i : i + chunk])
             for i in range(0, len(builds), chunk)
         )
-        bodies[f"chunks of {chunk}"] = b"".join(_framed(m.SerializeToString()) for m in messages)
-    single = [_framed(build.SerializeToString()) for build in builds]
+        bodies[f"chunks of {chunk}"] = b"".join(framed(m.SerializeToString()) for m in messages)
+    single = [framed(build.SerializeToString()) for build in builds]
     rates: dict[str, list[float]] = {"single calls": [], **{name: [] for name in bodies}}
     with pinned("--workers", "1") as server:
         _check_bulk(server.address, builds)
@@ -298,7 +224,7 @@ def bulk_rows(rounds: int, seconds: float) -> list[tuple[str, ...]]:
 
 def _check_bulk(address: str, builds: list[BuildRequest]) -> None:
     with grpc.insecure_channel(address) as channel:
-        call = channel.stream_stream(
+        call: Any = channel.stream_stream(
             f"/{BULK_METHOD}",
             request_serializer=GenerateSpecsRequest.SerializeToString,
             response_deserializer=GenerateSpecsResponse.FromString,
@@ -320,7 +246,7 @@ def process_rows(times: int) -> list[tuple[str, ...]]:
             seconds.append(time.monotonic() - began)
             fresh.append(resident(server.process.pid))
             with grpc.insecure_channel(server.address) as channel:
-                call = channel.unary_unary(f"/{METHOD}")
+                call: Any = channel.unary_unary(f"/{METHOD}")
                 for wire in corpus.closures():
                     call(wire, timeout=20)
             full.append(resident(server.process.pid))
@@ -335,8 +261,8 @@ def process_rows(times: int) -> list[tuple[str, ...]]:
 
 def starvation_rows(rounds: int, seconds: float) -> list[tuple[str, ...]]:
     """(f): calls with 60 inputs, while calls with 10000 run on another connection."""
-    small = [_framed(wire) for wire in corpus.sized(60, 100)]
-    large = [_framed(wire) for wire in corpus.sized(10_000, 1)]
+    small = [framed(wire) for wire in corpus.sized(60, 100)]
+    large = [framed(wire) for wire in corpus.sized(10_000, 1)]
     rows = []
     for workers in ("1", "2"):
         alone, beside = [], []
@@ -374,7 +300,7 @@ def _large_calls(target: Target, body: bytes, seconds: float) -> Iterator[None]:
                     file.name,
                 ),
                 *("-H", "te: trailers", "-H", "content-type: application/grpc"),
-                *_uri(target),
+                *uri(target),
             ],
             stdout=subprocess.DEVNULL,
         )
@@ -384,8 +310,3 @@ def _large_calls(target: Target, body: bytes, seconds: float) -> Iterator[None]:
         finally:
             process.terminate()
             process.wait(20)
-
-
-def installed() -> bool:
-    """Return whether there is an h2load to measure with."""
-    return shutil.which("h2load") is not None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from raw_http2 import DATA, END_STREAM, HEADERS, RST_STREAM, connected
 from support import RunningServer, build_request, running_server
 from test_workers import wait_until
 
@@ -39,8 +40,8 @@ class OpenStream:
 
 
 @pytest.fixture
-def draining(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[RunningServer]:
-    flags = getattr(request, "param", ("--grace", "20"))
+def draining(tmp_path: Path, way: str, request: pytest.FixtureRequest) -> Iterator[RunningServer]:
+    flags = (way, *getattr(request, "param", ("--grace", "20")))
     with running_server("127.0.0.1:0", tmp_path / "log", "--workers", "1", *flags) as server:
         yield server
 
@@ -122,8 +123,34 @@ def test_a_watcher_of_health_does_not_hold_it_up(draining: RunningServer) -> Non
         assert draining.process.wait(5) == 0
 
 
-def test_callers_move_to_another_server(tmp_path: Path) -> None:
-    flags = ("--workers", "1", "--drain-delay", "0.2")
+@pytest.mark.parametrize("bulk", [False, True], ids=["unary", "bulk"])
+def test_answers_under_way_arrive(draining: RunningServer, way: str, bulk: bool) -> None:
+    """A large answer, whose reader takes it slowly and grants windows to the last."""
+    environment = [{"key": f"V{i:03}", "value": b"x" * 4000} for i in range(600)]
+    request = build_request(environment_vars=environment)
+    wire = request.SerializeToString()
+    path = "/specgen.v1.SpecService/GenerateSpec"
+    if bulk:
+        path, wire = path + "s", GenerateSpecsRequest(requests=[request]).SerializeToString()
+    with connected(draining.address) as connection:
+        stream = connection.call(path, wire)
+        received, kind, flags = 0, DATA, 0
+        while not (kind == HEADERS and flags & END_STREAM):
+            kind, flags, of, payload = connection.read()
+            assert (kind, of) != (RST_STREAM, stream)
+            if kind == DATA:
+                if not received:
+                    draining.process.send_signal(signal.SIGTERM)
+                    wait_until(lambda: "stopping" in draining.log.read_text(), "it stops")
+                received += len(payload)
+                time.sleep(0.005)
+                connection.grant(stream, len(payload), or_closed=way != "--call-lane")
+    assert received > 2_000_000
+    assert draining.process.wait(10) == 0
+
+
+def test_callers_move_to_another_server(tmp_path: Path, way: str) -> None:
+    flags = (way, "--workers", "1", "--drain-delay", "0.2")
     with (
         running_server("127.0.0.1:0", tmp_path / "one", *flags) as one,
         running_server("127.0.0.1:0", tmp_path / "two", *flags) as two,

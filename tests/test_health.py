@@ -52,8 +52,8 @@ def test_watch_says_the_status_at_once(health: HealthStub, service: str, status:
     watch.cancel()
 
 
-def test_watch_says_when_it_changes(tmp_path: Path) -> None:
-    flags = ("--workers", "1", "--drain-delay", "2")
+def test_watch_says_when_it_changes(tmp_path: Path, way: str) -> None:
+    flags = (way, "--workers", "1", "--drain-delay", "2")
     with (
         running_server("127.0.0.1:0", tmp_path / "log", *flags) as server,
         grpc.insecure_channel(server.address) as channel,

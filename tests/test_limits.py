@@ -3,130 +3,143 @@
 from __future__ import annotations
 
 import socket
-import struct
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import grpc
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from hypothesis import given
+from raw_http2 import HEADERS, PREFACE, SETTINGS, frame, stalled_calls
 from support import RunningServer, build_request, file, large_request, running_server
 from test_drain import OpenStream
 from test_properties import requests
 from test_workers import wait_until
 
 import specgen_server.rpc.service
+from specgen.v1.specgen_pb2 import GenerateSpecsRequest
 from specgen.v1.specgen_pb2_grpc import SpecServiceStub
 from specgen_client import CallFailed, SpecClient
 from specgen_core import SpecOptions, generate, read_request
-from specgen_server.rpc.answer_size import least_answer_bytes
-from specgen_server.rpc.service import SpecServicer
+from specgen_server.rpc.errors import TooLarge
+from specgen_server.rpc.message_limits import MessageLimits, least_answer_bytes
+from specgen_server.rpc.service import SpecService
 from specgen_server.telemetry.stats import CallRecord
 from tvix.build.protos.build_pb2 import BuildRequest
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    return (
-        struct.pack(">I", len(payload))[1:]
-        + bytes((kind, flags))
-        + struct.pack(">I", stream)
-        + payload
-    )
-
-
-def header(name: str, value: str) -> bytes:
-    """Encode a header literally, without Huffman or index (RFC 7541, 6.2.2)."""
-    return b"\0" + bytes((len(name),)) + name.encode() + bytes((len(value),)) + value.encode()
-
-
-@contextmanager
-def stalled_calls(address: str, count: int) -> Iterator[None]:
-    """Begin unary calls whose message never comes."""
-    host, port = address.rsplit(":", 1)
-    headers = b"".join(
-        header(name, value)
-        for name, value in (
-            (":method", "POST"),
-            (":scheme", "http"),
-            (":path", "/specgen.v1.SpecService/GenerateSpec"),
-            (":authority", address),
-            ("te", "trailers"),
-            ("content-type", "application/grpc"),
-        )
-    )
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
-        connection.sendall(PREFACE + frame(4, 0, 0))
-        for number in range(count):
-            connection.sendall(frame(1, 4, 2 * number + 1, headers))
-        yield
-
 
 @pytest.fixture
-def limited(tmp_path: Path) -> Iterator[RunningServer]:
-    flags = ("--workers", "1", "--max-in-flight", "8", "--max-streams", "2")
+def limited(tmp_path: Path, way: str) -> Iterator[RunningServer]:
+    flags = (way, "--workers", "1", "--max-in-flight", "8", "--max-streams", "2")
     with running_server("127.0.0.1:0", tmp_path / "log", *flags) as server:
         yield server
 
 
-def test_streams_beyond_the_limit_are_refused_and_harm_no_other(limited: RunningServer) -> None:
+def test_idle_streams_harm_no_other(limited: RunningServer, way: str) -> None:
+    """Without the lane they hold threads, so there is a limit; with it they hold none."""
     with ExitStack() as stack:
         channels = [stack.enter_context(grpc.insecure_channel(limited.address)) for _ in range(3)]
         streams = [OpenStream(channel) for channel in channels[:2]]
         assert [stream.ask() for stream in streams] == [1, 1]
-        third = OpenStream(channels[2])
-        with pytest.raises(grpc.RpcError) as refused:
-            third.ask()
-        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert refused.value.details() == (
-            "2 calls are in flight, which is this server's limit: try later"
-        )
+        streams.append(OpenStream(channels[2]))
+        if way == "--call-lane":
+            assert streams[2].ask() == 1
+        else:
+            with pytest.raises(grpc.RpcError) as refused:
+                streams[2].ask()
+            assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert refused.value.details() == (
+                "2 calls are in flight, which is this server's limit: try later"
+            )
         with SpecClient(limited.address) as client:
             assert client.is_serving()
             assert client.generate(build_request()).json
-        for stream in (*streams, third):
+        for stream in streams:
             stream.end()
             stream.responses.cancel()
 
 
-def test_one_connection_that_stalls_leaves_room_for_others(limited: RunningServer) -> None:
-    with stalled_calls(limited.address, 50), SpecClient(limited.address, timeout=10) as client:
-        for _ in range(20):
-            assert client.generate(build_request()).json
-        assert client.is_serving()
+GENERATE = "/specgen.v1.SpecService/GenerateSpec"
+CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
+REFLECT = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 
 
-def test_calls_beyond_the_limit_are_refused_but_health_is_not(limited: RunningServer) -> None:
+@pytest.mark.parametrize(
+    "stalled",
+    [
+        pytest.param([(GENERATE, 300)], id="unary"),
+        pytest.param([(GENERATE, 300), (CHECK, 40), (WATCH, 40)], id="health_too"),
+        pytest.param([(GENERATE, 88)] * 3, id="three_connections"),
+        pytest.param([(GENERATE + "s", 300)], id="bulk"),
+        pytest.param([(REFLECT, 50)], id="reflection"),
+    ],
+)
+def test_calls_that_stall_hold_nothing_that_others_need(
+    tmp_path: Path, way: str, stalled: list[tuple[str, int]]
+) -> None:
+    """Headers have come, and the message does not: the others are answered, and at once."""
     with (
-        stalled_calls(limited.address, 4),
-        stalled_calls(limited.address, 4),
-        SpecClient(limited.address, timeout=10) as client,
+        running_server("127.0.0.1:0", tmp_path / "log", "--workers", "1", way) as server,
+        ExitStack() as stack,
+        grpc.insecure_channel(server.address) as channel,
     ):
+        for method, count in stalled:
+            stack.enter_context(stalled_calls(server.address, count, method))
+        health, specs = HealthStub(channel), SpecServiceStub(channel)
+        watch = health.Watch(HealthCheckRequest(), timeout=10)
+        assert next(watch).status == HealthCheckResponse.SERVING
+        seconds = []
+        for _ in range(10):
+            began = time.monotonic()
+            assert health.Check(HealthCheckRequest(), timeout=10).status == 1
+            answers = [
+                code_of(lambda: specs.GenerateSpec(build_request(), timeout=10)),
+                code_of(lambda: list(specs.GenerateSpecs(iter([one_build()]), timeout=10))),
+            ]
+            seconds.append(time.monotonic() - began)
+            if way == "--call-lane":
+                assert answers == [grpc.StatusCode.OK] * 2
+            assert set(answers) <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert min(seconds) < 0.05
+        reflect = channel.stream_stream(REFLECT)
+        assert len(list(reflect(iter([LIST_SERVICES]), timeout=10))) == 1
 
-        def refused() -> bool:
-            try:
-                client.generate(build_request())
-            except CallFailed as error:
-                return error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-            return False
 
-        wait_until(refused, "RESOURCE_EXHAUSTED")
-        assert client.is_serving()
-    with SpecClient(limited.address, timeout=10) as client:
-        wait_until(lambda: not refused_by(client), "room again, once the stalled ones are gone")
+LIST_SERVICES = ServerReflectionRequest(list_services="").SerializeToString()
 
 
-def refused_by(client: SpecClient) -> bool:
+def one_build() -> GenerateSpecsRequest:
+    return GenerateSpecsRequest(requests=[build_request()])
+
+
+def code_of(call: Callable[[], object]) -> grpc.StatusCode:
     try:
-        client.generate(build_request())
-    except CallFailed:
-        return True
-    return False
+        call()
+    except grpc.RpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
+
+
+def test_a_burst_of_large_calls_is_answered_or_refused(tmp_path: Path, way: str) -> None:
+    """Never UNAVAILABLE, which HTTP/2's own limit of streams makes of it."""
+    request = build_request(additional_files=[{"path": "build/a", "contents": b"x" * 280_000}])
+    flags = ("--workers", "1", "--max-in-flight", "8", way)
+    with (
+        running_server("127.0.0.1:0", tmp_path / "log", *flags) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        call = SpecServiceStub(channel).GenerateSpec
+        calls = [call.future(request, timeout=60) for _ in range(200)]
+        codes = {one.code() for one in calls}
+    assert codes <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert grpc.StatusCode.OK in codes
 
 
 @pytest.mark.parametrize(
@@ -135,7 +148,9 @@ def refused_by(client: SpecClient) -> bool:
         pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", id="http1"),
         pytest.param(b"\0" * 1000, id="zeros"),
         pytest.param(PREFACE + b"\xff" * 1000, id="no_frames"),
-        pytest.param(PREFACE + frame(4, 0, 0) + frame(1, 4, 1, b"\xff" * 50), id="no_headers"),
+        pytest.param(
+            PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, 4, 1, b"\xff" * 50), id="no_headers"
+        ),
         pytest.param(b"", id="nothing"),
     ],
 )
@@ -149,8 +164,8 @@ def test_a_connection_with_garbage(server: RunningServer, garbage: bytes) -> Non
         assert client.generate(build_request()).json
 
 
-def test_messages_beyond_the_limit(tmp_path: Path) -> None:
-    flags = ("--workers", "1", "--max-message-bytes", "1000000")
+def test_messages_beyond_the_limit(tmp_path: Path, way: str) -> None:
+    flags = (way, "--workers", "1", "--max-message-bytes", "1000000")
     with (
         running_server("127.0.0.1:0", tmp_path / "log", *flags) as server,
         SpecClient(server.address) as client,
@@ -186,16 +201,13 @@ def test_answers_beyond_the_limit_are_refused_before_they_are_made(
         raise AssertionError
 
     wire = build_request(**fields).SerializeToString()
-    monkeypatch.setattr(specgen_server.rpc.service, "answer", made)
-    call = CallRecord("GenerateSpec")
-    servicer = SpecServicer(max_message_bytes=50_000)
-    context = Mock(invocation_metadata=tuple, abort=Mock(side_effect=ZeroDivisionError))
+    monkeypatch.setattr(specgen_server.rpc.service, "answer_bytes", made)
+    call = Mock(record=CallRecord("GenerateSpec"), metadata=())
 
-    with pytest.raises(ZeroDivisionError):
-        servicer.generate_spec(wire, context, call)
-    code, details = context.abort.call_args.args
-    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "this server sends at most 50000" in details
+    with pytest.raises(TooLarge, match="this server sends at most 50000 "):
+        SpecService(limits=MessageLimits(max_message_bytes=50_000), quick=False).generate_spec(
+            wire, call
+        )
 
 
 @given(requests())
@@ -217,8 +229,8 @@ def test_an_expired_call_in_the_queue_costs_nothing_more(limited: RunningServer)
         assert client.generate(build_request()).json
 
 
-def test_max_connection_age_asks_clients_to_connect_anew(tmp_path: Path) -> None:
-    flags = ("--workers", "1", "--max-connection-age", "1", "--log-format", "json")
+def test_max_connection_age_asks_clients_to_connect_anew(tmp_path: Path, way: str) -> None:
+    flags = (way, "--workers", "1", "--max-connection-age", "1", "--log-format", "json")
     with (
         running_server("127.0.0.1:0", tmp_path / "log", *flags) as server,
         SpecClient(server.address) as client,

@@ -65,6 +65,7 @@ def test_calls_are_counted_over_all_workers(
     assert of(samples, "specgen_request_bytes_count", **bulk) == 6
     assert of(samples, "specgen_response_bytes_sum", **unary) > 6 * 2000
     assert of(samples, "specgen_calls_in_flight") == 0
+    assert of(samples, "specgen_call_lane") == int(workers)
     assert of(samples, "specgen_workers") == int(workers)
     assert of(samples, "specgen_worker_restarts_total") == 0
 

@@ -41,7 +41,7 @@ def test_defaults_are_those_of_the_seed() -> None:
             [
                 (
                     "options.sandbox_shell",
-                    "must be a path on the host, is empty",
+                    "must be a path on the host, not empty, without a NUL byte",
                 )
             ],
             id="shell_empty",
@@ -51,7 +51,7 @@ def test_defaults_are_those_of_the_seed() -> None:
             [
                 (
                     "options.sandbox_shell",
-                    "must not contain a NUL byte",
+                    "must be a path on the host, not empty, without a NUL byte",
                 )
             ],
             id="shell_nul",
@@ -126,7 +126,7 @@ def test_defaults_are_those_of_the_seed() -> None:
             [
                 (
                     "options.sandbox_shell",
-                    "must be a path on the host, is empty",
+                    "must be a path on the host, not empty, without a NUL byte",
                 ),
                 ("options.uid_mappings", FOR_ROOTFUL),
                 ("options.uid_mappings[0].size", "must be at least 1"),

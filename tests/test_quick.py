@@ -113,7 +113,7 @@ def test_builds_are_counted() -> None:
     counted: list[int] = []
     request = build_request(inputs=[file("a"), file("b")])
 
-    assert Quick(generate)(request.SerializeToString(), SpecOptions(), inputs_of_builds=counted)
+    assert Quick(generate)(request.SerializeToString(), SpecOptions(), note_build=counted.append)
     assert counted == [2]
 
 

@@ -16,6 +16,7 @@ BENCH = TESTS.parent / "bench"
     [
         pytest.param("fuzz.py in-process --messages 5000", id="fuzz_in_process"),
         pytest.param("fuzz.py socket --messages 2000", id="fuzz_socket"),
+        pytest.param("crosstalk.py --calls 4000", id="crosstalk"),
         pytest.param("resilience.py restarts --rounds 1", id="rolling_restarts"),
         pytest.param("resilience.py kills --seconds 4", id="killed_workers"),
     ],

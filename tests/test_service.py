@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import grpc
 import grpc_testing
 import pytest
-from conftest import SERVICE
+from conftest import SERVICE, in_process_server
 from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import BadRequest
 from google.rpc.status_pb2 import Status
@@ -31,10 +31,10 @@ from specgen.v1.specgen_pb2 import (
 from specgen.v1.specgen_pb2_grpc import SpecServiceStub
 from specgen_core import IdMapping as OwnIdMapping
 from specgen_core import SpecOptions as OwnSpecOptions
-from specgen_core.answer import answer, generate
+from specgen_core.answer import answer_bytes, generate
 from specgen_server.rpc.server import Server
-from specgen_server.rpc.service import SpecServicer
 from specgen_server.settings import Settings
+from specgen_server.telemetry.stats import CallRecord
 from tvix.build.protos.build_pb2 import BuildRequest
 
 UNARY = "/specgen.v1.SpecService/GenerateSpec"
@@ -83,9 +83,10 @@ class InProcess:
 
     def unary(self, request: BuildRequest, metadata: Metadata = ()) -> Answer:
         method = SERVICE.methods_by_name["GenerateSpec"]
-        rpc = self._server.invoke_unary_unary(method, metadata, request, None)
+        wire = request.SerializeToString()
+        rpc = self._server.invoke_unary_unary(method, metadata, wire, None)
         response, _, code, details = rpc.termination()
-        return Answer(code, details, [response] if response else [])
+        return Answer(code, details, [SpecJSON.FromString(response)] if response else [])
 
     def bulk(self, requests: Sequence[GenerateSpecsRequest], metadata: Metadata = ()) -> Answer:
         method = SERVICE.methods_by_name["GenerateSpecs"]
@@ -93,8 +94,8 @@ class InProcess:
         responses = []
         try:
             for request in requests:
-                rpc.send_request(request)
-                responses.append(rpc.take_response())
+                rpc.send_request(request.SerializeToString())
+                responses.append(GenerateSpecsResponse.FromString(rpc.take_response()))
         except ValueError:
             pass  # it has ended
         else:
@@ -136,7 +137,7 @@ def ended_stream(call: Any) -> Answer:
 
 
 @pytest.fixture(params=["in_process", "socket"])
-def caller(request: pytest.FixtureRequest) -> Caller:
+def caller(request: pytest.FixtureRequest, way: str) -> Caller:
     if request.param == "in_process":
         return InProcess(request.getfixturevalue("in_process"))
     return Socket(request.getfixturevalue("channel"))
@@ -244,7 +245,9 @@ def test_options(caller: Caller, entry: str, options: OwnSpecOptions) -> None:
 
 UNREADABLE = (
     'must be specgen.v1.SpecOptions as ProtoJSON, such as {"rootless": false}; its fields are '
-    "rootless, sandbox_shell, terminal, cgroup_namespace, uid_mappings, gid_mappings"
+    "rootless, sandbox_shell, terminal, cgroup_namespace, uid_mappings, gid_mappings, profile, "
+    "nofile, drop_capabilities, tmp_mode, devices, device_rules, resources, cgroups_path, seccomp, "
+    "personality, skeleton"
 )
 
 
@@ -325,11 +328,11 @@ def test_other_metadata_is_nobodys_business(caller: Caller) -> None:
 
 
 @pytest.fixture
-def rootful_servicer() -> SpecServicer:
+def mapped_server() -> grpc_testing.Server:
     mapped = OwnSpecOptions(
         sandbox_shell="/server/sh", terminal=False, uid_mappings=(OwnIdMapping(0, 5, 1),)
     )
-    return SpecServicer(mapped)
+    return in_process_server(Settings(options=mapped))
 
 
 @pytest.mark.parametrize(
@@ -355,19 +358,18 @@ def rootful_servicer() -> SpecServicer:
     ],
 )
 def test_options_of_the_server(
-    rootful_servicer: SpecServicer, metadata: Metadata, options: OwnSpecOptions
+    mapped_server: grpc_testing.Server, metadata: Metadata, options: OwnSpecOptions
 ) -> None:
     request = golden_case("bin_sh").request
-    testing = grpc_testing.server_from_dictionary(
-        {SERVICE: rootful_servicer}, grpc_testing.strict_real_time()
-    )
 
-    answer = InProcess(testing).unary(request, metadata)
+    answer = InProcess(mapped_server).unary(request, metadata)
 
     assert answer.responses == [generate(request, options)]
 
 
-def test_options_by_flags_and_environment(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_by_flags_and_environment(
+    tmp_path: Any, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SPECGEN_SANDBOX_SHELL", "/of/the/environment")
     request = golden_case("bin_sh").request
     options = OwnSpecOptions(
@@ -378,6 +380,7 @@ def test_options_by_flags_and_environment(tmp_path: Any, monkeypatch: pytest.Mon
         running_server(
             "127.0.0.1:0",
             tmp_path / "log",
+            way,
             "--rootful",
             "--no-terminal",
             "--no-cgroup-namespace",
@@ -493,6 +496,23 @@ def test_bulk_with_an_empty_message(caller: Caller) -> None:
 
     assert answer.code is grpc.StatusCode.OK
     assert results_of(answer) == [[], ["/a"]]
+
+
+def test_bulk_with_too_many_builds_in_a_message(caller: Caller) -> None:
+    answer = caller.bulk([GenerateSpecsRequest(requests=[BuildRequest()] * 10_001)])
+
+    assert (answer.code, answer.responses) == (grpc.StatusCode.RESOURCE_EXHAUSTED, [])
+    assert answer.details == (
+        "requests: must have at most 10000 elements, which is this server's limit (--max-builds)"
+    )
+
+
+def test_bulk_response_beyond_the_limit_ends_the_call(way: str) -> None:
+    with own_server(way, max_message_bytes=30_000) as (channel, _):
+        answer = Socket(channel).bulk([GenerateSpecsRequest(requests=[in_dir("a")] * 50)])
+
+    assert (answer.code, answer.responses) == (grpc.StatusCode.RESOURCE_EXHAUSTED, [])
+    assert answer.details.endswith(" and this server sends at most 30000 (--max-message-bytes)")
 
 
 def test_bulk_answers_each_message_before_the_next(channel: grpc.Channel) -> None:
@@ -611,7 +631,7 @@ def test_cancelled_streams_leave_no_thread_behind(channel: grpc.Channel) -> None
     assert Socket(channel).unary(build_request()).code is grpc.StatusCode.OK
 
 
-def test_work_for_a_cancelled_stream_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_for_a_cancelled_stream_stops(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The builds of a chunk that nobody waits for any more are not generated."""
     started, cancelled = threading.Event(), threading.Event()
     generated = []
@@ -620,10 +640,10 @@ def test_work_for_a_cancelled_stream_stops(monkeypatch: pytest.MonkeyPatch) -> N
         generated.append(request)
         started.set()
         assert cancelled.wait(SECONDS)
-        return answer(request, options)
+        return answer_bytes(request, options)
 
-    monkeypatch.setattr(specgen_server.rpc.service, "answer", slow)
-    with own_server() as (channel, server):
+    monkeypatch.setattr(specgen_server.rpc.service, "answer_bytes", slow)
+    with own_server(way, quick=False) as (channel, server):
         chunk = GenerateSpecsRequest(requests=[build_request()] * 1000)
         call = SpecServiceStub(channel).GenerateSpecs(iter([chunk]), timeout=SECONDS)
         assert started.wait(SECONDS)
@@ -631,7 +651,7 @@ def test_work_for_a_cancelled_stream_stops(monkeypatch: pytest.MonkeyPatch) -> N
         assert server.stop(0)(SECONDS)  # so that the server knows
         cancelled.set()
         deadline = time.monotonic() + SECONDS
-        while server.calls.in_flight:
+        while server.in_flight:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
@@ -642,9 +662,12 @@ def test_work_for_a_cancelled_stream_stops(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @contextlib.contextmanager
-def own_server() -> Iterator[tuple[grpc.Channel, Server]]:
+def own_server(
+    way: str, records: list[CallRecord] | None = None, **settings: Any
+) -> Iterator[tuple[grpc.Channel, Server]]:
     """Run a real server in this process, so that its insides can be replaced."""
-    server = Server(Settings(), enter=lambda record: None)
+    enter = (records if records is not None else []).append
+    server = Server(Settings(call_lane=way == "--call-lane", **settings), enter=enter)
     address = server.bind("127.0.0.1:0")
     server.start()
 
@@ -654,12 +677,12 @@ def own_server() -> Iterator[tuple[grpc.Channel, Server]]:
 
 
 @pytest.fixture(params=["in_process", "socket"])
-def caller_of_this_process(request: pytest.FixtureRequest) -> Iterator[Caller]:
+def caller_of_this_process(request: pytest.FixtureRequest, way: str) -> Iterator[Caller]:
     """Like ``caller``, but the server behind the socket runs in this process."""
     if request.param == "in_process":
         yield InProcess(request.getfixturevalue("in_process"))
         return
-    with own_server() as (channel, _):
+    with own_server(way) as (channel, _):
         yield Socket(channel)
 
 
@@ -670,9 +693,9 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     def answer_or_fail(request: Any, options: Any) -> Any:
         if request.working_dir == "broken":
             raise ZeroDivisionError("a secret of the server")
-        return answer(request, options)
+        return answer_bytes(request, options)
 
-    monkeypatch.setattr(specgen_server.rpc.service, "answer", answer_or_fail)
+    monkeypatch.setattr(specgen_server.rpc.service, "answer_bytes", answer_or_fail)
 
 
 INTERNAL = "internal error; the server's log has more"
@@ -698,8 +721,10 @@ def test_unexpected_error(caller_of_this_process: Caller, caplog: pytest.LogCapt
 
 
 @pytest.mark.usefixtures("broken")
-def test_the_line_of_an_unexpected_error_names_the_call(caplog: pytest.LogCaptureFixture) -> None:
-    with own_server() as (channel, _):
+def test_the_line_of_an_unexpected_error_names_the_call(
+    way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with own_server(way) as (channel, _):
         named = (("x-request-id", "build-17"),)
         Socket(channel).unary(in_dir("broken"), named)
         Socket(channel).bulk([GenerateSpecsRequest(requests=[in_dir("broken")])], named)

@@ -32,13 +32,13 @@ def authority(tmp_path: Path) -> Authority:
 
 
 @pytest.fixture
-def mtls_server(tmp_path: Path, authority: Authority) -> Iterator[RunningServer]:
+def mtls_server(tmp_path: Path, authority: Authority, way: str) -> Iterator[RunningServer]:
     own = authority.issue("server")
     with running_server(
         "127.0.0.1:0",
         tmp_path / "log",
         *("--tls-cert", str(own.cert), "--tls-key", str(own.key)),
-        *("--tls-client-ca", str(authority.ca), "--workers", "1"),
+        *("--tls-client-ca", str(authority.ca), "--workers", "1", way),
     ) as server:
         yield server
 

@@ -111,9 +111,12 @@ class SpecOptions(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
 
     def __post_init__(self) -> None:
         broken = Violations()
-        if not self.sandbox_shell:
-            broken.add("options.sandbox_shell", "must be a path on the host, is empty")
-        _check_text("options.sandbox_shell", self.sandbox_shell, broken)
+        if not self.sandbox_shell or "\0" in self.sandbox_shell:
+            broken.add(
+                "options.sandbox_shell", "must be a path on the host, not empty, without a NUL byte"
+            )
+        else:
+            _check_text("options.sandbox_shell", self.sandbox_shell, broken)
         for field, mappings in (
             ("options.uid_mappings", self.uid_mappings),
             ("options.gid_mappings", self.gid_mappings),

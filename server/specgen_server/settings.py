@@ -28,10 +28,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     quick: bool = True
     """Whether routine requests are answered from pieces of earlier answers."""
     max_message_bytes: int = 64 * 1024 * 1024
+    max_elements: int = 65_536
+    max_paths: int = 4_096
+    max_builds: int = 10_000
     max_in_flight: int = 256
     """Unary calls at a time in one worker; beyond it, RESOURCE_EXHAUSTED."""
     max_streams: int = 64
-    """Bulk calls at a time in one worker; each holds a thread."""
+    """Bulk calls at a time in one worker; beyond it, RESOURCE_EXHAUSTED."""
+    call_lane: bool = True
+    """Serve calls from gRPC core's own queue, where the installed grpcio has what that needs."""
     max_connection_age: float = 0
     """Seconds after which a client is asked to connect anew; 0 for never."""
 

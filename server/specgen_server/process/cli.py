@@ -62,6 +62,7 @@ def _file(_: click.Context, param: click.Parameter, value: str | None) -> str | 
 
 
 _SECONDS = click.FloatRange(min=0, max=7 * 86_400)
+_ELEMENTS = click.IntRange(min=1, max=10_000_000)
 _CALLS = click.IntRange(min=1, max=10_000)
 _FILE = click.Path(dir_okay=False)
 
@@ -126,6 +127,24 @@ _FILE = click.Path(dir_okay=False)
     help="Largest message, in either direction.",
 )
 @click.option(
+    "--max-elements",
+    type=_ELEMENTS,
+    default=65_536,
+    help="Inputs, arguments, variables or needles in one request.",
+)
+@click.option(
+    "--max-paths",
+    type=_ELEMENTS,
+    default=4_096,
+    help="Scratch paths, outputs, read-only paths or additional files in one request.",
+)
+@click.option(
+    "--max-builds",
+    type=_ELEMENTS,
+    default=10_000,
+    help="Requests in one message of a bulk call.",
+)
+@click.option(
     "--max-in-flight",
     type=_CALLS,
     default=256,
@@ -136,6 +155,11 @@ _FILE = click.Path(dir_okay=False)
     type=_CALLS,
     default=64,
     help="Bulk calls in flight in one worker; more get RESOURCE_EXHAUSTED.",
+)
+@click.option(
+    "--call-lane/--no-call-lane",
+    default=True,
+    help="Serve from gRPC core's own queue on one thread; or by grpc.server() and its threads.",
 )
 @click.option(
     "--max-connection-age",
@@ -272,7 +296,7 @@ def _serve(settings: Settings, output: LogOutput, held: contextlib.ExitStack) ->
             listening.info("listening on %s", address)
 
     def report(counted: Report) -> bool:
-        metrics.add(0, counted.stats, counted.in_flight)
+        metrics.add(0, counted.stats, counted.in_flight, counted.on_lane)
         return True
 
     return serve(

@@ -88,7 +88,7 @@ class _Worker:
                 counted = msgspec.json.decode(report, type=Report)
             except msgspec.MsgspecError:
                 continue  # something printed there
-            self._metrics.add(self._number, counted.stats, counted.in_flight)
+            self._metrics.add(self._number, counted.stats, counted.in_flight, counted.on_lane)
             self._silent_looks = 0
             self.has_served = True
             self._serving_since = self._serving_since or time.monotonic()

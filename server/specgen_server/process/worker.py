@@ -61,7 +61,9 @@ def serve(
     server: Server | None = None
 
     def reported(stats: CallStats) -> bool:
-        return bool(report and server and report(Report(stats, server.calls.in_flight)))
+        if not (report and server):
+            return False
+        return report(Report(stats, server.in_flight, server.on_lane))
 
     logged = settings.log_format if logging.getLogger().isEnabledFor(logging.INFO) else None
     call_log = CallLog(report=reported if report else None, log=logged, output=output)
@@ -109,7 +111,7 @@ def _drain(server: Server, settings: Settings) -> bool:
     stopped = server.stop(settings.grace)
     idle = 0
     while not stopped(0.0):
-        idle = idle + 1 if server.calls.in_flight == 0 else 0
+        idle = idle + 1 if server.in_flight == 0 else 0
         if idle == 3:  # so the last answers are on their way
             server.stop(0)  # what is left are watchers of our health, who would stay for good
         if _signalled(0.02):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
+from collections.abc import Callable
 from operator import itemgetter
 from typing import Any, TypeAlias
 
@@ -74,7 +75,11 @@ class Quick:
             pieces.forget()
 
     def __call__(
-        self, wire: bytes, options: SpecOptions, *, inputs_of_builds: list[int] | None = None
+        self,
+        wire: bytes,
+        options: SpecOptions,
+        *,
+        note_build: Callable[[int], None] | None = None,
     ) -> bytes | None:
         """Answer a BuildRequest in its wire form, and note how many inputs it has."""
         if len(wire) > _MOST_BYTES:
@@ -122,8 +127,8 @@ class Quick:
             if place is None or _index_of(f"/{path}", inputs_dir, names) is not None:
                 return None
             written.output_paths.add(path=path, bundle_path=place)
-        if inputs_of_builds is not None:
-            inputs_of_builds.append(len(names))
+        if note_build:
+            note_build(len(names))
         json = b"".join(
             (
                 frame.before_inputs,

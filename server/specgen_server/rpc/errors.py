@@ -14,25 +14,65 @@ from specgen_core import InvalidRequest, UnreadableMessage, Violation
 
 from ..policy import Denied
 
-__all__ = ["Overloaded", "Status", "TooLarge", "abort", "status_of"]
+__all__ = [
+    "CallerGone",
+    "NoMessage",
+    "Overloaded",
+    "Status",
+    "TooLarge",
+    "TooMany",
+    "UnknownService",
+    "abort",
+    "status_of",
+    "trailers_of",
+]
 
 logger = logging.getLogger(__name__)
 
 
 class Overloaded(Exception):
-    """There are as many calls in flight as the server takes."""
+    """There is as much in flight as the server takes."""
 
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"{limit} calls are in flight, which is this server's limit: try later")
+    def __init__(self, limit: int, of: str) -> None:
+        super().__init__(f"{limit} {of}, which is this server's limit: try later")
+
+
+class CallerGone(Exception):
+    """Nobody waits for the answer any more."""
+
+    def __init__(self) -> None:
+        super().__init__("the caller is gone, or its deadline is over")
+
+
+class NoMessage(Exception):
+    """A method that takes one message was sent none."""
+
+    def __init__(self) -> None:
+        super().__init__("this method takes exactly one message, and none came")
+
+
+class UnknownService(Exception):
+    """Health was asked of a service that is not here."""
+
+    def __init__(self) -> None:
+        super().__init__("this server has no such service")
 
 
 class TooLarge(Exception):
     """The answer is longer than this server sends."""
 
-    def __init__(self, size: int, limit: int) -> None:
+    def __init__(self, size: int, limit: int, why: str) -> None:
         super().__init__(
-            f"the answer takes {size} bytes, and this server sends at most {limit} "
-            "(--max-message-bytes)"
+            f"the answer takes {size} bytes, and this server sends at most {limit} ({why})"
+        )
+
+
+class TooMany(Exception):
+    """A list in a message is longer than this server reads."""
+
+    def __init__(self, field: str, limit: int, flag: str) -> None:
+        super().__init__(
+            f"{field}: must have at most {limit} elements, which is this server's limit ({flag})"
         )
 
 
@@ -40,8 +80,12 @@ _CODES: dict[type[Exception], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     UnreadableMessage: grpc.StatusCode.INVALID_ARGUMENT,
     Denied: grpc.StatusCode.PERMISSION_DENIED,
+    CallerGone: grpc.StatusCode.CANCELLED,
+    NoMessage: grpc.StatusCode.UNIMPLEMENTED,  # what gRPC's own servers say of it
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     TooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    TooMany: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    UnknownService: grpc.StatusCode.NOT_FOUND,
 }
 
 # Details travel in the trailers. Clients of gRPC drop trailers above 16 KiB whole, and those
@@ -58,6 +102,11 @@ class Status(NamedTuple):
     code: grpc.StatusCode
     message: str
     violations: list[Violation]
+
+    @property
+    def field(self) -> str:
+        """The first field that breaks a rule, if it is that."""
+        return self.violations[0].field if self.violations else ""
 
 
 def status_of(error: Exception, request_id: str = "") -> Status:
@@ -94,21 +143,30 @@ def _that_fit(violations: list[Violation]) -> list[Violation]:
     return sent
 
 
-def abort(context: grpc.ServicerContext, status: Status) -> NoReturn:
-    """End the call with a status, its violations as google.rpc.BadRequest.
+def trailers_of(status: Status) -> tuple[tuple[str, bytes], ...]:
+    """Return the trailing metadata of a status: its violations as google.rpc.BadRequest.
 
-    It raises, so call it outside any ``try``. What it sends is what grpcio-status reads;
+    It is what grpcio-status and clients of other languages read.
+    """
+    if not status.violations:
+        return ()
+    bad_request = BadRequest(
+        field_violations=[
+            BadRequest.FieldViolation(field=v.field, description=v.description)
+            for v in status.violations
+        ]
+    )
+    details = Any()
+    details.Pack(bad_request)
+    rich = RpcStatus(code=status.code.value[0], message=status.message, details=[details])
+    return (("grpc-status-details-bin", rich.SerializeToString()),)
+
+
+def abort(context: grpc.ServicerContext, status: Status) -> NoReturn:
+    """End the call with a status. It raises, so call it outside any ``try``.
+
     context.abort_with_status would do the same, but no test channel knows it.
     """
-    if status.violations:
-        bad_request = BadRequest(
-            field_violations=[
-                BadRequest.FieldViolation(field=v.field, description=v.description)
-                for v in status.violations
-            ]
-        )
-        details = Any()
-        details.Pack(bad_request)
-        rich = RpcStatus(code=status.code.value[0], message=status.message, details=[details])
-        context.set_trailing_metadata((("grpc-status-details-bin", rich.SerializeToString()),))
+    if trailers := trailers_of(status):
+        context.set_trailing_metadata(trailers)
     context.abort(status.code, status.message)

@@ -9,32 +9,44 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import grpc
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.message import DecodeError
 from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
-__all__ = ["add_reflection"]
+from specgen_core import UnreadableMessage
+
+from .calls import Limit, Method
+from .service import OpenCall
+
+__all__ = ["reflection_methods"]
 
 _V1ALPHA = "grpc.reflection.v1alpha"
 _V1 = "grpc.reflection.v1"
+_MOST_CALLS = 64
 
 
-def add_reflection(server: grpc.Server, services: list[str]) -> None:
-    """Serve reflection for the services of these full names, and for itself."""
+def reflection_methods(services: list[str]) -> list[Method]:
+    """Return the methods that describe the services of these full names, and themselves."""
     _describe_v1()
     names = [*services, reflection.SERVICE_NAME, f"{_V1}.ServerReflection"]
-    servicer = reflection.ReflectionServicer(names, pool=_PoolWithMethods())
-    method = grpc.stream_stream_rpc_method_handler(
-        servicer.ServerReflectionInfo,
-        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
-    for package in (_V1ALPHA, _V1):
-        service = f"{package}.ServerReflection"
-        handlers = {"ServerReflectionInfo": method}
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    servicer: Any = reflection.ReflectionServicer(names, pool=_PoolWithMethods())
+
+    def described(wire: bytes, _: OpenCall) -> bytes:
+        try:
+            request = ServerReflectionRequest.FromString(wire)
+        except DecodeError:
+            raise UnreadableMessage(ServerReflectionRequest.DESCRIPTOR.full_name) from None
+        (answer,) = servicer.ServerReflectionInfo(iter([request]), None)
+        return bytes(answer.SerializeToString())
+
+    limit = Limit(_MOST_CALLS, "reflection calls are in flight")
+    return [
+        Method(f"{package}.ServerReflection", "ServerReflectionInfo", described, limit, "stream")
+        for package in (_V1ALPHA, _V1)
+    ]
 
 
 class _PoolWithMethods:

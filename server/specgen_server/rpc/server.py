@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
 from ..addresses import AddressError, unix_path
 from ..settings import Settings
 from ..telemetry.stats import CallRecord
+from .call_lane import CallLane, missing
 from .call_options import MOST_METADATA_BYTES
-from .calls import Calls
+from .calls import Calls, Limit, Method
 from .credentials import server_credentials
 from .health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from .health import Health
-from .reflection import add_reflection
-from .service import SERVICE_NAME, SpecServicer
+from .message_limits import MessageLimits
+from .public_way import PublicWay, Threads
+from .reflection import reflection_methods
+from .service import SERVICE_NAME, SpecService
 
-__all__ = ["Server"]
+__all__ = ["Server", "spec_methods"]
+
+logger = logging.getLogger(__name__)
 
 
 class Server:
@@ -28,27 +33,30 @@ class Server:
 
     def __init__(self, settings: Settings, *, enter: Callable[[CallRecord], None]) -> None:
         self._settings = settings
-        self.calls = Calls(
-            SpecServicer(
-                settings.options,
-                settings.policy,
-                max_message_bytes=settings.max_message_bytes,
-                quick=settings.quick,
-            ),
-            max_in_flight=settings.max_in_flight,
-            max_streams=settings.max_streams,
-            max_message_bytes=settings.max_message_bytes,
+        calls = Calls(
             enter=enter,
             named_callers=settings.tls is not None and settings.tls.client_ca is not None,
         )
-        self._grpc = grpc.server(
-            ThreadPoolExecutor(4, thread_name_prefix="reflection"),
-            options=_options(settings),
-        )
-        self.calls.add_to_server(self._grpc)
+        self._grpc = grpc.server(Threads(1, "unknown-method"), options=_options(settings))
         self.health = Health(["", SERVICE_NAME])
-        self.health.add_to_server(self._grpc)
-        add_reflection(self._grpc, [SERVICE_NAME, HEALTH_SERVICE_NAME])
+        methods = [
+            *spec_methods(settings),
+            *self.health.methods,
+            *reflection_methods([SERVICE_NAME, HEALTH_SERVICE_NAME]),
+        ]
+        lacks = missing(self._grpc) if settings.call_lane else []
+        if lacks:
+            logger.warning("grpcio lacks what the call lane needs: %s", ", ".join(lacks))
+        self.on_lane = settings.call_lane and not lacks
+        way = CallLane if self.on_lane else PublicWay
+        self._way = way(self._grpc, calls, methods, settings.max_message_bytes)
+        self.health.when_changed = self._way.answers_changed
+        logger.info("calls come in by %s", "the call lane" if self.on_lane else "grpc.server()")
+
+    @property
+    def in_flight(self) -> int:
+        """How many calls of ours have come in, and have not ended with their answer sent."""
+        return self._way.in_flight
 
     def bind(self, address: str) -> str:
         """Bind a reserved address; return it with the port chosen for port 0.
@@ -84,13 +92,47 @@ class Server:
     def start(self) -> None:
         """Take calls."""
         self._grpc.start()
+        self._way.start()
 
     def stop(self, grace: float) -> Callable[[float | None], bool]:
         """Take no more calls, and let those in flight finish within ``grace`` seconds.
 
         Returns a function that waits, for so many seconds, until that has happened.
         """
-        return self._grpc.stop(grace).wait
+        self._way.let_go()
+        stopped = self._grpc.stop(grace)
+
+        def wait(seconds: float | None) -> bool:
+            self._way.let_go()
+            if not stopped.wait(seconds):
+                return False
+            self._way.close()
+            return True
+
+        return wait
+
+
+def spec_methods(settings: Settings) -> list[Method]:
+    """Return the methods of SpecService: GenerateSpec, and GenerateSpecs."""
+    limits = MessageLimits(
+        max_message_bytes=settings.max_message_bytes,
+        max_elements=settings.max_elements,
+        max_paths=settings.max_paths,
+        max_builds=settings.max_builds,
+    )
+    service = SpecService(settings.options, settings.policy, limits, quick=settings.quick)
+    calls = Limit(settings.max_in_flight, "calls are in flight")
+    streams = Limit(settings.max_streams, "calls are in flight")
+    return [
+        Method(SERVICE_NAME, "GenerateSpec", service.generate_spec, calls, recorded=True),
+        Method(
+            *(SERVICE_NAME, "GenerateSpecs", service.generate_specs, streams, "stream"),
+            recorded=True,
+        ),
+    ]
+
+
+_MOST_STREAMS_OF_A_CONNECTION = 10_000
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:
@@ -102,8 +144,8 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         # beyond the first, gRPC refuses at random, and beyond the second always
         ("grpc.max_metadata_size", 4 * MOST_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", 8 * MOST_METADATA_BYTES),
-        # one connection alone must not take all the threads
-        ("grpc.max_concurrent_streams", max(1, settings.max_in_flight // 2)),
+        # Beyond it gRPC says UNAVAILABLE; below it, our own limits say RESOURCE_EXHAUSTED.
+        ("grpc.max_concurrent_streams", _MOST_STREAMS_OF_A_CONNECTION),
         # Clients may keep idle connections alive as they like: no GOAWAY "too_many_pings".
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),

@@ -1,11 +1,11 @@
-"""The servicer: each method finds its options, generates, and maps what goes wrong."""
+"""What the methods answer, without gRPC: from a message's bytes to those of the answer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
-import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 
 from specgen.v1 import specgen_pb2
 from specgen.v1.specgen_pb2 import (
@@ -16,118 +16,123 @@ from specgen.v1.specgen_pb2 import (
     SpecJSON,
     SpecResult,
 )
-from specgen_core import SpecOptions, UnreadableMessage, answer, read_request
+from specgen_core import SpecOptions, UnreadableMessage, read_request
+from specgen_core.answer import answer_bytes
 from specgen_core.wire import delimited, field_head, view_of
 from tvix.build.protos.build_pb2 import BuildRequest
 
 from ..policy import Policy
 from ..quick import Quick
 from ..telemetry.stats import CallRecord
-from .answer_size import check_answer_size
 from .call_options import METADATA_KEY, options_of_message, options_of_metadata
-from .errors import TooLarge, abort, status_of
+from .errors import CallerGone, status_of
+from .message_limits import MessageLimits
 
-__all__ = ["SERVICE_NAME", "SpecServicer"]
+__all__ = ["SERVICE_NAME", "OpenCall", "SpecService"]
 
 SERVICE_NAME = specgen_pb2.DESCRIPTOR.services_by_name["SpecService"].full_name
 
 _BulkView = view_of(GenerateSpecsRequest, opaque=("requests",))
+_RESULTS = GenerateSpecsResponse.RESULTS_FIELD_NUMBER
+_SPEC = SpecResult.SPEC_FIELD_NUMBER
 
 
-class SpecServicer:
-    """specgen.v1.SpecService.
+class OpenCall(Protocol):
+    """What a method may know of the call that it answers."""
 
-    The methods of the interface answer with messages, for the generated registration and
-    grpcio-testing. Those below them are what calls.py registers: they get wire forms, so
-    that a message that does not parse is theirs to answer, and no message is ever made of
-    the answer.
-    """
+    record: CallRecord
+
+    @property
+    def metadata(self) -> Iterable[tuple[str, str | bytes]]:
+        """What the caller sent along."""
+
+    def is_active(self) -> bool:
+        """Return whether somebody still waits for the answer."""
+
+
+class SpecService:
+    """specgen.v1.SpecService, message by message."""
 
     def __init__(
         self,
         options: SpecOptions | None = None,
         policy: Policy | None = None,
+        limits: MessageLimits | None = None,
         *,
-        max_message_bytes: int = 64 * 1024 * 1024,
         quick: bool = True,
     ) -> None:
+        """Take the server's own options, policy and limits; without ``quick``, the plain way."""
         self._options = options or SpecOptions()
         self._policy = policy or Policy()
-        self._max_message_bytes = max_message_bytes
-        self._quick = Quick(self._plain) if quick else None
+        self._limits = limits or MessageLimits()
+        self._quick = Quick(self._plain_message) if quick else None
 
-    def GenerateSpec(  # noqa: N802
-        self, request: BuildRequest | bytes, context: grpc.ServicerContext
-    ) -> SpecJSON:
-        """Answer with the spec of one build."""
-        call = CallRecord("GenerateSpec")
-        return SpecJSON.FromString(self.generate_spec(_wire(request), context, call))
+    def generate_spec(self, wire: bytes, call: OpenCall) -> bytes:
+        """Answer a BuildRequest with a SpecJSON, each in its wire form.
 
-    def GenerateSpecs(  # noqa: N802
-        self, requests: Iterator[GenerateSpecsRequest | bytes], context: grpc.ServicerContext
-    ) -> Iterator[GenerateSpecsResponse]:
-        """Answer each message with one result for each build in it."""
-        answers = self.generate_specs(map(_wire, requests), context, CallRecord("GenerateSpecs"))
-        return map(GenerateSpecsResponse.FromString, answers)
+        Raises:
+            InvalidRequest: the request, or the call's options, break rules.
+            UnreadableMessage: the bytes are no BuildRequest.
+            Denied: the operator forbids what is asked for.
+            TooMany: a list in the request is longer than this server reads.
+            TooLarge: the answer is longer than this server sends.
+            CallerGone: nobody waits for the answer any more.
+        """
+        return self._spec(wire, self._options_of(call), call)
 
-    def generate_spec(
-        self, request: bytes, context: grpc.ServicerContext, call: CallRecord
-    ) -> bytes:
-        """GenerateSpec, on wire forms; ``call`` gets to know of the build."""
-        try:
-            options = self._options_of(context)
-            return self._answer(request, options, call)
-        except Exception as error:
-            status = status_of(error, call.request_id)
-            call.field = status.violations[0].field if status.violations else ""
-        abort(context, status)
+    def generate_specs(self, wire: bytes, call: OpenCall) -> bytes:
+        """Answer a GenerateSpecsRequest with a GenerateSpecsResponse, each in its wire form.
 
-    def generate_specs(
-        self, requests: Iterator[bytes], context: grpc.ServicerContext, call: CallRecord
-    ) -> Iterator[bytes]:
-        """GenerateSpecs, on wire forms; ``call`` gets to know of each build."""
-        try:
-            defaults = self._options_of(context)
-            for request in requests:
-                yield b"".join(self._results(request, defaults, context, call))
-            return
-        except Exception as error:
-            if not context.is_active():
-                return  # the caller left, and gRPC ends its requests with an error
-            status = status_of(error, call.request_id)
-        abort(context, status)
+        What is wrong with one build, or with the message's own options, is the result of
+        that build, or of all; what it raises ends the whole call.
 
-    def _options_of(self, context: grpc.ServicerContext) -> SpecOptions:
-        options = options_of_metadata(context.invocation_metadata(), self._options)
+        Raises:
+            InvalidRequest: the call's options break rules.
+            TooMany: there are more builds in the message than this server takes.
+            UnreadableMessage: the bytes are no GenerateSpecsRequest.
+            Denied: the operator forbids the call's options.
+            TooLarge: the answer is longer than this server sends.
+            CallerGone: nobody waits for the answer any more.
+        """
+        return b"".join(self._results(wire, self._options_of(call), call))
+
+    def _options_of(self, call: OpenCall) -> SpecOptions:
+        options = options_of_metadata(call.metadata, self._options)
         if options is not self._options:
             self._policy.check_overrides(options, self._options, METADATA_KEY)
         return options
 
-    def _answer(self, wire: bytes, options: SpecOptions, call: CallRecord) -> bytes:
-        known = self._quick and self._quick(wire, options, inputs_of_builds=call.builds)
-        return known or self._plain(wire, options, call.builds).SerializeToString()
+    def _spec(self, wire: bytes, options: SpecOptions, call: OpenCall) -> bytes:
+        note_build = call.record.note_build
+        spec = self._quick(wire, options, note_build=note_build) if self._quick else None
+        if spec is None:
+            spec = self._plain(wire, options, note_build, call.is_active)
+        self._limits.check_size(len(spec))
+        return spec
 
     def _plain(
         self,
-        message: BuildRequest | bytes,
-        options: SpecOptions,
-        inputs_of_builds: list[int] | None = None,
-    ) -> SpecJSON:
-        request = read_request(message)
-        if inputs_of_builds is not None:
-            inputs_of_builds.append(len(request.inputs))
-        self._policy.check(request, options, self._options)
-        check_answer_size(request, self._max_message_bytes)
-        return answer(request, options)
-
-    def _results(
-        self,
         wire: bytes,
-        defaults: SpecOptions,
-        context: grpc.ServicerContext,
-        call: CallRecord,
-    ) -> Iterator[bytes]:
+        options: SpecOptions,
+        note_build: Callable[[int], None],
+        is_active: Callable[[], bool],
+    ) -> bytes:
+        self._limits.check_request(wire)
+        request = read_request(wire)
+        note_build(len(request.inputs))
+        self._policy.check(request, options, self._options)
+        self._limits.check_answer(request, len(wire))
+        if not is_active():
+            raise CallerGone
+        return answer_bytes(request, options)
+
+    def _plain_message(self, message: BuildRequest, options: SpecOptions) -> SpecJSON:
+        wire = message.SerializeToString()
+        return SpecJSON.FromString(self._plain(wire, options, _ignore, _always))
+
+    def _results(self, wire: bytes, defaults: SpecOptions, call: OpenCall) -> Iterator[bytes]:
         """Yield what, joined, is the response to one message: head and result, for each."""
+        self._limits.check_bulk(wire)
         try:
             view = _BulkView.FromString(wire)
         except DecodeError:
@@ -140,29 +145,29 @@ class SpecServicer:
         except Exception as error:
             refused = error  # all builds of this message, and none of the others
         size = 0
-        for build_request in view.requests[:]:
-            if not context.is_active():
-                return  # nobody waits for the rest
+        for build_request in view.requests:
+            if not call.is_active():
+                raise CallerGone
             if refused:
                 result = _error_result(refused, call)
             else:
                 result = self._result(build_request, options, call)
-            if size + len(result) > self._max_message_bytes:
-                result = _error_result(TooLarge(size + len(result), self._max_message_bytes), call)
             size += len(result)
+            self._limits.check_size(size)
             yield field_head(_RESULTS, len(result))
             yield result
 
-    def _result(self, build_request: bytes, options: SpecOptions, call: CallRecord) -> bytes:
+    def _result(self, build_request: bytes, options: SpecOptions, call: OpenCall) -> bytes:
         try:
-            spec = self._answer(build_request, options, call)
+            return delimited(_SPEC, self._spec(build_request, options, call))
+        except CallerGone:
+            raise
         except Exception as error:
             return _error_result(error, call)
-        return delimited(_SPEC, spec)
 
 
-def _error_result(error: Exception, call: CallRecord) -> bytes:
-    status = status_of(error, call.request_id)
+def _error_result(error: Exception, call: OpenCall) -> bytes:
+    status = status_of(error, call.record.request_id)
     violations = [
         FieldViolation(field=v.field, description=v.description) for v in status.violations
     ]
@@ -171,9 +176,9 @@ def _error_result(error: Exception, call: CallRecord) -> bytes:
     ).SerializeToString()
 
 
-def _wire(message: Message | bytes) -> bytes:
-    return message if isinstance(message, bytes) else message.SerializeToString()
+def _ignore(_inputs: int) -> None:
+    pass
 
 
-_RESULTS = GenerateSpecsResponse.RESULTS_FIELD_NUMBER
-_SPEC = SpecResult.SPEC_FIELD_NUMBER
+def _always() -> bool:
+    return True

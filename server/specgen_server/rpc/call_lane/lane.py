@@ -1,0 +1,180 @@
+"""The lane itself: its queue, its threads, and who gives way when it is full."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from functools import partial
+from queue import SimpleQueue
+from time import perf_counter
+from typing import Any
+
+import grpc
+
+from ..calls import Calls, Limit, Method
+from ..errors import Overloaded, status_of
+from ..lingering import is_read
+from .calls import KINDS, MOST_OPEN, Call, Watch
+from .core import completion_queue
+
+__all__ = ["CallLane"]
+
+logger = logging.getLogger(__name__)
+
+_HELPERS = 2  # threads that answer the larger messages, and streams
+_MOST_HELD = 128 * 1024 * 1024  # bytes of messages that wait for a helper, or for their reader
+_SWITCH_EVERY = 0.0005  # seconds that a helper keeps Python from the lane; by default it is 0.005
+_PATIENCE = 1.0  # seconds that a call may wait for its client while others need its place
+
+
+class CallLane:
+    """Serves methods of a server that has not been started yet.
+
+    What is written here of open calls is written by the lane's own thread. Helpers only
+    answer, start the sending, and count what is held.
+    """
+
+    def __init__(
+        self, server: grpc.Server, calls: Calls, methods: Iterable[Method], max_message_bytes: int
+    ) -> None:
+        self.calls = calls
+        self.open: dict[Call, None] = {}  # the longest open first
+        self.large: SimpleQueue[tuple[Call, bytes] | None] = SimpleQueue()
+        self.held = Limit(max(_MOST_HELD, 4 * max_message_bytes), "bytes of messages are held")
+        self.watching = threading.Lock()
+        self.stops = False
+        self.lingering: list[Call] = []
+        self._closing = False
+        self._core = server._cy_server  # type: ignore[attr-defined]
+        self._queue = completion_queue()
+        self._core.register_completion_queue(self._queue)
+        self._methods = list(methods)
+        for method in self._methods:
+            self._core.register_method(method.path)
+        self._threads = [
+            threading.Thread(target=run, name=name, daemon=True)
+            for name, run in [("call-lane", self._serve), *[("helper", self._help)] * _HELPERS]
+        ]
+
+    @property
+    def in_flight(self) -> int:
+        """How many recorded calls have come in, and have not ended with their answer sent."""
+        return sum(call.method.recorded for call in list(self.open))
+
+    def start(self) -> None:
+        """Take calls, once the server has been started. No thread is started after this."""
+        sys.setswitchinterval(_SWITCH_EVERY)
+        for thread in self._threads:
+            thread.start()
+        for method in self._methods:
+            self._request(partial(self._came, method), method)
+
+    def close(self) -> None:
+        """Have the threads end, once the server has stopped and what they are at is done."""
+        for _ in range(_HELPERS):
+            self.large.put(None)
+        self._closing = True
+        self.forget(None)
+
+    def let_go(self) -> None:
+        """End calls whose large answers can be taken for read; ask while the server stops."""
+        self.stops = True
+        for call in list(self.lingering):
+            if is_read(call.waits_since):
+                self.lingering.remove(call)
+                call.go_on()
+
+    def answers_changed(self) -> None:
+        """Tell those who watch."""
+        for call in list(self.open):
+            if isinstance(call, Watch):
+                call.update()
+
+    def make_room(self, size: int) -> None:
+        """Count a message in memory; raises Overloaded where not even a slow reader gives way."""
+        try:
+            self.held.enter(size)
+        except Overloaded:
+            if not self._one_gives_way(lambda other: other.holds > 0):
+                raise
+            self.held.enter(size, force=True)
+
+    def forget(self, call: Call | None) -> None:
+        """Take a call for ended; with the last one of a stopped server ends the queue.
+
+        Not sooner: a queue that was shut down aborts the process when a call still uses it.
+        """
+        self.open.pop(call, None)  # type: ignore[arg-type]
+        if self._closing and not self.open:
+            self._queue.shutdown()
+
+    def _request(self, tag: Callable[[Any], None], method: Method) -> None:
+        try:
+            error = self._core.request_registered_call(self._queue, self._queue, method.path, tag)
+        except ValueError:
+            return  # the server stops
+        if error:
+            raise LaneEnded(f"gRPC takes no more calls of {method.path}: error {error}")
+
+    def _serve(self) -> None:
+        poll = self._queue.poll
+        while True:
+            event = poll()
+            go_on = event.tag
+            if go_on is None:
+                return
+            try:
+                go_on(event)
+            except Exception:
+                logger.exception("unexpected error on the call lane")
+                self._give_up(event)
+            event = go_on = None  # or the call would be kept until the next event
+
+    def _came(self, method: Method, event: Any) -> None:
+        if not event.success:
+            return  # the server stops
+        self._request(event.tag, method)
+        full = len(self.open) >= MOST_OPEN
+        call = KINDS[method.kind](self, method, event)
+        self.open[call] = None
+        if full and not self._one_gives_way():
+            call.finish(status_of(Overloaded(MOST_OPEN, "calls are open")))
+        else:
+            call.begin()
+
+    def _one_gives_way(self, kind: Callable[[Call], bool] = lambda _: True) -> bool:
+        """End the oldest one of a kind that has waited for its client for long."""
+        long_ago = perf_counter() - _PATIENCE
+        for call in list(self.open):
+            if 0 < call.waits_since < long_ago and kind(call):
+                call.give_way()
+                return True
+        return False
+
+    def _give_up(self, event: Any) -> None:
+        """End the call of an event that could not be dealt with."""
+        step = getattr(event.tag, "__self__", None)
+        core = step.core if isinstance(step, Call) else event.call
+        for call in list(self.open):
+            if call.core is core:
+                self.forget(call)
+        core.cancel()
+
+    def _help(self) -> None:
+        while job := self.large.get():
+            call, wire = job
+            try:
+                call.answer(wire)
+            except Exception:
+                logger.exception("unexpected error in a helper of the call lane")
+                self.forget(call)
+                call.core.cancel()
+            self.held.leave(len(wire))
+            call.method.limit.leave()
+            del job, call, wire
+
+
+class LaneEnded(BaseException):
+    """The lane takes no more calls: what fails a thread ends the process, see process/worker.py."""

@@ -1,0 +1,221 @@
+"""Bounds on what one message can make this server do, checked before anything is made of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from specgen.v1.specgen_pb2 import GenerateSpecsRequest, SpecOptions
+from specgen_core import Request
+from tvix.build.protos.build_pb2 import BuildRequest
+
+from .errors import TooLarge, TooMany
+
+__all__ = ["MessageLimits"]
+
+_FIELDS_TO_ELEMENTS = 4
+"""A message may have more fields than elements, but not without end: each takes time."""
+
+_LARGE_ANSWER = 8 * 1024 * 1024
+_ANSWER_TO_REQUEST = 4
+"""An answer may take 8 MiB, or so many times its request: what it is made of takes no more."""
+
+
+class MessageLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How much a message may hold, and how large its answer may be.
+
+    The numbers keep what a message takes in memory below 12 times its size, see
+    docs/operations.md.
+    """
+
+    max_message_bytes: int = 64 * 1024 * 1024
+    max_elements: int = 65_536
+    """Inputs, arguments, environment variables, needles."""
+    max_paths: int = 4_096
+    """Scratch paths, outputs, read-only paths, additional files."""
+    max_builds: int = 10_000
+    """Requests in one message of a bulk call."""
+
+    def check_request(self, wire: bytes) -> None:
+        """Raise TooMany for a BuildRequest with a list that is too long."""
+        self._check(_counts(wire, _BUILD_TAGS), _BUILD_LISTS)
+        constraints = _merged(wire, BuildRequest.CONSTRAINTS_FIELD_NUMBER)
+        self._check(_counts(constraints, _CONSTRAINTS_TAGS), _CONSTRAINTS_LISTS)
+
+    def check_bulk(self, wire: bytes) -> None:
+        """Raise TooMany for a GenerateSpecsRequest with a list that is too long."""
+        self._check(_counts(wire, _BULK_TAGS), _BULK_LISTS)
+        options = _merged(wire, GenerateSpecsRequest.OPTIONS_FIELD_NUMBER)
+        self._check(_counts(options, _OPTIONS_TAGS), _OPTIONS_LISTS)
+
+    def _check(self, counts: Mapping[int, int], lists: Mapping[int, tuple[str, str]]) -> None:
+        for tag, count in counts.items():
+            if tag in lists:
+                field, limit = lists[tag]
+                most: int = getattr(self, limit)
+                if count > most:
+                    raise TooMany(field, most, f"--{limit.replace('_', '-')}")
+        most = self.max_elements * _FIELDS_TO_ELEMENTS
+        if sum(counts.values()) > most:
+            raise TooMany("the message", most, "--max-elements, of which it is four times")
+
+    def check_size(self, size: int) -> None:
+        """Raise TooLarge for an answer of so many bytes."""
+        if size > self.max_message_bytes:
+            raise TooLarge(size, self.max_message_bytes, "--max-message-bytes")
+
+    def check_answer(self, request: Request, wire_size: int) -> None:
+        """Raise TooLarge where the answer to a request is too large for certain."""
+        least = least_answer_bytes(request)
+        self.check_size(least)
+        most = max(_LARGE_ANSWER, wire_size * _ANSWER_TO_REQUEST)
+        if least > most:
+            raise TooLarge(least, most, f"{_ANSWER_TO_REQUEST} times the request, or 8 MiB")
+
+
+# --- counting elements on the wire ----------------------------------------------------
+# protobuf makes an object of each element before it can be asked how many there are: of two
+# million empty ones, that takes a hundred times their bytes.
+
+_LENGTH_DELIMITED = 2
+_OTHER = 0  # the tag under which all else is counted: no field has the number 0
+
+
+def _tags(message: Any) -> frozenset[int]:
+    return frozenset(field.number << 3 | _LENGTH_DELIMITED for field in message.fields)
+
+
+def _lists(message: Any, within: str, limits: Mapping[str, str]) -> dict[int, tuple[str, str]]:
+    return {
+        message.fields_by_name[name].number << 3 | _LENGTH_DELIMITED: (within + name, limit)
+        for name, limit in limits.items()
+    }
+
+
+_BUILD_TAGS = _tags(BuildRequest.DESCRIPTOR)
+_BUILD_LISTS = _lists(
+    BuildRequest.DESCRIPTOR,
+    "",
+    {
+        **dict.fromkeys(("inputs", "command_args", "environment_vars"), "max_elements"),
+        "refscan_needles": "max_elements",
+        **dict.fromkeys(("scratch_paths", "outputs", "additional_files"), "max_paths"),
+    },
+)
+_CONSTRAINTS_TAGS = _tags(BuildRequest.BuildConstraints.DESCRIPTOR)
+_CONSTRAINTS_LISTS = _lists(
+    BuildRequest.BuildConstraints.DESCRIPTOR,
+    "constraints.",
+    {"available_ro_paths": "max_paths"},
+)
+_BULK_TAGS = _tags(GenerateSpecsRequest.DESCRIPTOR)
+_BULK_LISTS = _lists(GenerateSpecsRequest.DESCRIPTOR, "", {"requests": "max_builds"})
+_OPTIONS_TAGS = _tags(SpecOptions.DESCRIPTOR)
+_OPTIONS_LISTS = _lists(
+    SpecOptions.DESCRIPTOR,
+    "options.",
+    dict.fromkeys(("uid_mappings", "gid_mappings", "devices"), "max_paths"),
+)
+
+
+def _counts(wire: bytes, tags: frozenset[int]) -> dict[int, int]:
+    """Return how often each of these tags occurs; fields of other kinds together, as tag 0.
+
+    A message that is cut short is counted up to there: the parser will say what is wrong.
+    Source: protobuf.dev/programming-guides/encoding.
+    """
+    counts = dict.fromkeys((*tags, _OTHER), 0)
+    at, end = 0, len(wire)
+    try:
+        while at < end:
+            tag, size = wire[at], wire[at + 1]
+            if size < 0x80 and tag in tags:
+                counts[tag] += 1
+                at += size + 2
+            else:
+                tag, at = _next_field(wire, at)
+                counts[tag if tag in tags else _OTHER] += 1
+    except IndexError:
+        pass
+    return counts
+
+
+def _next_field(wire: bytes, at: int) -> tuple[int, int]:
+    """Return the tag of the field that begins here, and where the next one does."""
+    tag, at = _varint(wire, at)
+    kind = tag & 7
+    if kind == 0:
+        _, at = _varint(wire, at)
+    elif kind == 1:
+        at += 8
+    elif kind == _LENGTH_DELIMITED:
+        size, at = _varint(wire, at)
+        at += size
+    elif kind == 5:
+        at += 4
+    return tag, at  # groups begin and end without a size
+
+
+def _varint(wire: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        octet = wire[at]
+        at += 1
+        value |= (octet & 0x7F) << shift
+        if octet < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise IndexError
+
+
+def _merged(wire: bytes, number: int) -> bytes:
+    """Return what occurs of a submessage, joined: that is how protobuf merges its parts."""
+    wanted = number << 3 | _LENGTH_DELIMITED
+    parts = []
+    at = 0
+    try:
+        while at < len(wire):
+            tag, after = _next_field(wire, at)
+            if tag == wanted:
+                _, head = _varint(wire, at)
+                _, head = _varint(wire, head)
+                parts.append(wire[head:after])
+            at = after
+    except IndexError:
+        pass
+    return b"".join(parts)
+
+
+# --- how large an answer is -----------------------------------------------------------
+
+_MOUNT = len('{"destination":"/","type":"none","source":"","options":["rbind","rw"]},')
+_LONG = 4096
+_ESCAPED = re.compile(r"[\x00-\x07\x0b\x0e-\x1f]+")
+_ESCAPED_BYTES = len(r"\u0000")
+
+
+def least_answer_bytes(request: Request) -> int:
+    """Return a lower bound of the answer's length, in bytes."""
+    mounted = [*request.scratch_paths, *request.constraints.available_ro_paths]
+    texts: Iterable[str] = (
+        request.working_dir,
+        *request.command_args,
+        *(variable.value for variable in request.environment),
+        *mounted,
+        *(output.path for output in request.outputs),
+    )
+    in_inputs = len(request.inputs) * (_MOUNT + _json_bytes(request.inputs_dir))
+    in_inputs += 2 * sum(map(len, request.inputs))
+    return sum(map(_json_bytes, texts)) + len(mounted) * _MOUNT + in_inputs
+
+
+def _json_bytes(text: str) -> int:
+    """Return a lower bound of a text's length in JSON, which escapes what drives a terminal."""
+    if len(text) < _LONG:
+        return len(text)
+    escaped = sum(found.end() - found.start() for found in _ESCAPED.finditer(text))
+    return len(text) + escaped * (_ESCAPED_BYTES - 1)
