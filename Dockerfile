@@ -16,7 +16,7 @@ RUN deploy/image-root.sh /image
 
 # The interpreter, the packages and their libraries: no shell, no package manager.
 FROM scratch
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="tvix-specgen" \
       org.opencontainers.image.description="Turns a tvix BuildRequest into an OCI runtime spec, over gRPC" \

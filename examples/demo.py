@@ -29,9 +29,11 @@ def main() -> int:
         server.terminate()
         server.communicate()
     spec = json.loads(asked.stdout)
-    print(json.dumps(spec, indent=2))
+    print(json.dumps(spec, indent=2), flush=True)
     request = json.loads(EXAMPLE.read_text())
-    print(f"""
+    # seen last, and seen where the spec goes into a file or a pager
+    print(
+        f"""
 That was the OCI runtime spec of {EXAMPLE.stem}, a real nixpkgs build:
 {len(request["inputs"])} inputs became {len(spec["mounts"])} mounts.
 It came over gRPC from a server at {address}, now stopped.
@@ -39,7 +41,9 @@ It came over gRPC from a server at {address}, now stopped.
 Next:
   make serve                 a server on 127.0.0.1:50051, and how to call it
   .venv/bin/specgen --help   the same in process: generate, validate, show, bundle
-  README.md                  a real build with runc, in three commands""")
+  README.md                  a real build with runc, in three commands""",
+        file=sys.stderr,
+    )
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -71,8 +72,11 @@ def test_it_installs_in_a_clean_environment(built: Built, tmp_path: Path) -> Non
         printed = run(binaries / command, "--version", cwd=tmp_path)
         assert printed == f"{command}, version {PROJECT['version']}\n"
     # a server, and a client that asks it
-    demo = run(binaries / "python", ROOT / "examples/demo.py", cwd=tmp_path)
-    assert "\n28 inputs became 39 mounts." in demo
+    command = (binaries / "python", ROOT / "examples/demo.py")
+    demo = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert demo.returncode == 0, demo.stderr
+    assert len(json.loads(demo.stdout)["mounts"]) == 39
+    assert "\n28 inputs became 39 mounts.\n" in demo.stderr
 
 
 def test_the_version_is_the_same_everywhere() -> None:
@@ -82,7 +86,9 @@ def test_the_version_is_the_same_everywhere() -> None:
         for path in ROOT.glob("deploy/kubernetes/*/kustomization.yaml")
         for image in yaml.safe_load(path.read_text())["images"]
     ]
-    assert {arg, *tags} == {PROJECT["version"]}
+    headings = re.findall(r"^## \[([^]]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert headings[0] == "Unreleased"
+    assert {arg, *tags, headings[1]} == {PROJECT["version"]}
 
 
 def test_the_oldest_python_is_among_those_that_were_tried() -> None:
