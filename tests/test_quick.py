@@ -44,7 +44,7 @@ def test_quick_is_plain(quick: Quick, message: Any, options: SpecOptions) -> Non
     ("source", "most_routine"),
     [
         pytest.param(odd_requests, 0.0, id="odd"),
-        pytest.param(plausible_requests, 0.3, id="plausible"),
+        pytest.param(plausible_requests, 0.2, id="plausible"),
     ],
 )
 def test_quick_is_plain_where_rules_look(quick: Quick, source: Any, most_routine: float) -> None:

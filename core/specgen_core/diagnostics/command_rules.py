@@ -81,7 +81,11 @@ def _path_of(request: Request) -> str | None:
 @RULES.add(
     "unusable-command",
     "{command} {why}: runc and crun fail ({words}). {advice}",
-    proven_by=("test_unusable_command", "test_command_that_path_does_not_lead_to"),
+    proven_by=(
+        "test_unusable_command",
+        "test_a_shell_that_was_not_asked_for",
+        "test_command_that_path_does_not_lead_to",
+    ),
 )
 def _unusable_command(build: Build) -> Findings:
     """The command cannot be in the sandbox, or cannot be executed there.
