@@ -38,17 +38,6 @@ from tvix.build.protos.build_pb2 import BuildRequest
 from .attempts import Attempts
 from .chunks import Chunks
 
-__all__ = [
-    "CallFailed",
-    "DeadlineExceeded",
-    "RequestRefused",
-    "ServerUnavailable",
-    "SpecClient",
-    "SpecgenError",
-    "Tls",
-]
-
-
 T = TypeVar("T")
 
 

@@ -12,14 +12,7 @@ import click
 
 from specgen_commands.server_address import BadAddress, check_server_address, host_and_port
 
-from .client import (
-    DeadlineExceeded,
-    RequestRefused,
-    ServerUnavailable,
-    SpecClient,
-    SpecgenError,
-    Tls,
-)
+from . import client as stub
 from .console import NO_ANSWER, USAGE, Failed, refused
 
 __all__ = [
@@ -116,25 +109,25 @@ def check_unused(connection: Connection) -> None:
 
 
 @contextmanager
-def connected(server: str, connection: Connection) -> Iterator[SpecClient]:
+def connected(server: str, connection: Connection) -> Iterator[stub.SpecClient]:
     """Yield a client; its errors end the command."""
     tls = _tls(connection)
     timeout = connection["timeout"] or _DEFAULT_TIMEOUT
     try:
-        with SpecClient(server, tls=tls, timeout=timeout) as client:
+        with stub.SpecClient(server, tls=tls, timeout=timeout) as client:
             yield client
     except OSError as error:
         raise Failed(f"cannot read {error.filename}: {error.strerror}", USAGE) from None
-    except RequestRefused as error:
+    except stub.RequestRefused as error:
         raise refused(_violations(error)) from None
-    except (ServerUnavailable, DeadlineExceeded) as error:
+    except (stub.ServerUnavailable, stub.DeadlineExceeded) as error:
         hint = "" if tls else _hint(server, timeout)
         raise Failed(f"no answer from {server}: {error.details}{hint}", NO_ANSWER) from None
-    except SpecgenError as error:
+    except stub.SpecgenError as error:
         raise Failed(f"the server at {server} failed: {error}", NO_ANSWER) from None
 
 
-def _tls(connection: Connection) -> Tls | None:
+def _tls(connection: Connection) -> stub.Tls | None:
     """Return what the flags say of TLS, once OpenSSL has taken the files; gRPC says nothing."""
     ca, cert, key = connection["tls_ca"], connection["tls_cert"], connection["tls_key"]
     if (cert is None) != (key is None):
@@ -143,7 +136,7 @@ def _tls(connection: Connection) -> Tls | None:
         from .tls_probe import check_files  # ssl is slow to load, and few need it
 
         check_files(ca, cert, key)
-    return Tls(ca, cert, key) if connection["tls"] or ca or cert else None
+    return stub.Tls(ca, cert, key) if connection["tls"] or ca or cert else None
 
 
 def _hint(server: str, timeout: float) -> str:
@@ -155,7 +148,7 @@ def _hint(server: str, timeout: float) -> str:
     return "; it speaks TLS: try --tls"
 
 
-def _violations(error: RequestRefused) -> list[str]:
+def _violations(error: stub.RequestRefused) -> list[str]:
     """Return what the server says, with how many more violations than it had room for."""
     violations = [f"{v.field}: {v.description}" for v in error.violations]
     if not violations:

@@ -162,10 +162,12 @@ _Problem: TypeAlias = tuple[int, str, str]
 """An element, the field within it, and the rule that it breaks."""
 
 
-def _first(problems: Iterator[_Problem], broken: Violations) -> Iterator[_Problem]:
-    """Yield so many problems as are kept, and count the others."""
-    yield from islice(problems, MOST_KEPT)
-    broken.count(sum(1 for _ in problems))
+def _first(problems: Iterator[_Problem], broken: Violations) -> list[_Problem]:
+    """Return so many problems as are kept, and count the others."""
+    kept = [*islice(problems, MOST_KEPT)]
+    if len(kept) == MOST_KEPT:
+        broken.count(sum(1 for _ in problems))
+    return kept
 
 
 def _name_problems(names: list[bytes], decoded: Sequence[str | None]) -> _Problems:

@@ -213,7 +213,7 @@ def _frame(key: FrameKey, plain: Plain) -> Frame | None:
 
 
 def _size(key: bytes, known: tuple[str | bytes, ...]) -> int:
-    return len(key) + sum(map(len, known))
+    return len(key) + len(known[0]) + len(known[1])
 
 
 def _frame_size(parts: tuple[Any, ...], frame: Frame | None) -> int:

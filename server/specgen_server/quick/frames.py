@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeAlias
 
 from specgen.v1.specgen_pb2 import SpecJSON
-from specgen_core import Layout, Request, SpecOptions, oci, read_request
+from specgen_core import SpecOptions, oci
 from specgen_core.paths import lies_in
-from specgen_core.spec import configure_mounts, input_mounts
+from specgen_core.spec import input_mounts
 from tvix.build.protos.build_pb2 import BuildRequest
 from tvix.castore.protos.castore_pb2 import Node
 
@@ -96,23 +96,24 @@ def make_frame(key: FrameKey, plain: Plain) -> Frame:
         answer = plain(marked, key.options)
     except Exception:
         raise NotRoutineError from None
-    read = read_request(marked)
+    json = answer.json.encode()
+    places = [mount.destination for mount in oci.decode(json).mounts]
     named = [found.field for found in answer.diagnostics]
     if (
         answer.root_entries
         or any(field.startswith(("inputs[", "environment_vars[")) for field in named)
-        or not _is_apart(read, key.options)
+        or not _is_apart(key, places, len(inputs))
     ):
         raise NotRoutineError
-    mounts = b"".join(mount_pieces(key.inputs_dir, read.inputs))
+    mounts = b"".join(mount_pieces(key.inputs_dir, (_name(i).decode() for i in marked.inputs)))
+    entries = [oci.encode(f"{v.key}={v.value.decode()}") for v in marked.environment_vars]
     try:
-        json = answer.json.encode()
         before_inputs, rest = json.split(mounts) if mounts else (b"", json)
-        before_args, rest = rest.split(oci.encode(read.command_args))
-        entries = [oci.encode(f"{v.key}={v.value}") for v in read.environment]
+        before_args, rest = rest.split(oci.encode([key.command, _ARG]))
         before_variables, after_variables = rest.split(b",".join(entries))
     except ValueError:
         raise NotRoutineError from None
+    limit = key.options.nofile.soft or 2 * _MOST_INPUTS
     return Frame(
         before_inputs,
         before_args,
@@ -120,7 +121,7 @@ def make_frame(key: FrameKey, plain: Plain) -> Frame:
         after_variables,
         SpecJSON(scratch_dirs=answer.scratch_dirs).SerializeToString(),
         SpecJSON(diagnostics=answer.diagnostics).SerializeToString(),
-        _most_inputs(read, key.options),
+        min(_MOST_INPUTS, limit - _ROOM - len(places)),
         tuple(
             (f"{found.path}/", f"{found.bundle_path}/")
             for found in sorted(answer.scratch_dirs, key=lambda found: -len(found.path))
@@ -129,13 +130,7 @@ def make_frame(key: FrameKey, plain: Plain) -> Frame:
 
 
 _MOST_INPUTS = 900
-_ROOM = 64
-
-
-def _most_inputs(request: Request, options: SpecOptions) -> int:
-    """Return so few that the mounts are not too many, whatever it is that counts them."""
-    limit = options.nofile.soft or 2 * _MOST_INPUTS
-    return min(_MOST_INPUTS, limit - _ROOM - len(configure_mounts(request, options)))
+_ROOM = 64  # for the files that a runtime itself has open
 
 
 def _name(node: Node) -> bytes:
@@ -143,20 +138,20 @@ def _name(node: Node) -> bytes:
     return name
 
 
-def _is_apart(request: Request, options: SpecOptions) -> bool:
+def _is_apart(key: FrameKey, places: list[str], inputs: int) -> bool:
     """Whether nothing of the sandbox lies in an input, nor over or under a scratch path.
 
-    Then no finding hangs on which inputs and outputs there are.
+    Then no finding hangs on which inputs and outputs there are. ``places`` are those of the
+    mounts: the runtime's, scratch paths, so many inputs, and what is mounted later.
     """
-    layout = Layout(request, configure_mounts(request, options))
-    inputs_dir = f"/{request.inputs_dir}"
-    scratch = [layout.place(n) for n in layout.scratch]
-    late = [layout.place(n) for n in (*layout.ro_paths, *layout.host_files)]
+    scratch = [f"/{path}" for path in key.scratch_paths]
+    late = places[len(oci.DEFAULT_MOUNTS) + 1 + len(scratch) + inputs :]
+    inputs_dir = f"/{key.inputs_dir}"
     in_inputs = any(
         lies_in(place, inputs_dir) and place != inputs_dir
-        for place in (f"/{request.working_dir}", *scratch, *late)
+        for place in (f"/{key.working_dir}", *scratch, *late)
     )
     in_scratch = any(
         lies_in(one, other) or lies_in(other, one) for one in late for other in scratch
     )
-    return bool(request.inputs_dir) and not in_inputs and not in_scratch
+    return bool(key.inputs_dir) and not in_inputs and not in_scratch

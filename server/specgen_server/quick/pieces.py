@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 __all__ = ["Pieces"]
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
+_MISSING: Any = object()
 _OVERHEAD = 256  # bytes, at the most, of a key, a value and their place in a dictionary
 
 
@@ -45,22 +46,20 @@ class Pieces(dict[K, V]):
             return [*map(self.__getitem__, keys)]  # in C for what is known
         except KeyError:
             pass
-        known = {key: self[key] for key in keys if key in self}
-        missing = [key for key in dict.fromkeys(keys) if key not in known]
+        found = [self.get(key, _MISSING) for key in keys]
+        missing = [*{key: None for key, piece in zip(keys, found) if piece is _MISSING}]
         made = dict(zip(missing, self._make(missing)))
-        for key, value in made.items():
-            self._keep(key, value)
-        known.update(made)
-        return [*map(known.__getitem__, keys)]
+        self._keep(made)
+        return [made[key] if piece is _MISSING else piece for key, piece in zip(keys, found)]
 
-    def _keep(self, key: K, value: V) -> None:
-        size = self._size(key, value) + _OVERHEAD
+    def _keep(self, made: dict[K, V]) -> None:
+        size = sum(map(self._size, made.keys(), made.values())) + len(made) * _OVERHEAD
         if size > self._most:
             return
         if self._held + size > self._most:
             self.forget()
         self._held += size
-        self[key] = value
+        self.update(made)
 
     @property
     def held(self) -> int:
