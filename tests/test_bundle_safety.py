@@ -272,6 +272,7 @@ TO_ITSELF = SpecOptions(
         pytest.param(OPTIONS, 0o700, 0, id="not_mapped"),
         pytest.param(
             SpecOptions(
+                skeleton=True,
                 terminal=False,
                 uid_mappings=(IdMapping(1000, 300_000, 1),),
                 gid_mappings=(IdMapping(0, 400_000, 200),),
@@ -282,6 +283,7 @@ TO_ITSELF = SpecOptions(
         ),
         pytest.param(
             SpecOptions(
+                skeleton=True,
                 terminal=False,
                 uid_mappings=(IdMapping(0, 300_000, 2000),),
                 gid_mappings=(IdMapping(100, 400_000, 1),),

@@ -278,6 +278,7 @@ def test_text_of_an_answer(name: str, hostile: Hostile, tmp_path: Path) -> None:
         json=json.dumps(spec),
         diagnostics=[{"code": DRIVES, "field": DRIVES, "message": DRIVES}],
         output_paths=[{"path": DRIVES, "bundle_path": DRIVES}],
+        root_entries=[{"bundle_path": "root", "mode": 0o755, "kind": "directory"}],
     )
     directory = [tmp_path / "b"] if name == "bundle" else []
     result = command(name, *directory, "--server", hostile.address)
