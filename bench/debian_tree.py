@@ -13,6 +13,7 @@ inputs/. The tree itself stays what it was: it is what a package is tested in ou
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -21,7 +22,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["BUILD_GID", "BUILD_UID", "DebianTree", "Refused", "resolve"]
+__all__ = ["BUILD_GID", "BUILD_UID", "DebianTree", "Refused", "reserved", "resolve"]
 
 _TOOLCHAIN = ("bin", "lib", "lib64", "usr")
 BUILD_UID, BUILD_GID = 1000, 100
@@ -39,23 +40,33 @@ class Refused(Exception):
     """What cannot be had here; its text is a sentence for a person."""
 
 
-class DebianTree:
-    """A tree in a directory, that is made where it is not there, and kept. One run at a time."""
+@contextlib.contextmanager
+def reserved(directory: Path) -> Iterator[None]:
+    """Hold a directory for one run alone, making it where it is not there.
 
-    def __init__(self, directory: Path) -> None:
-        """Make the tree, which takes a minute or two.
-
-        Raises:
-            Refused: the directory is somebody else's or in use, or debootstrap failed.
-        """
-        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if directory.is_symlink() or directory.stat().st_uid != os.geteuid():
-            raise Refused(f"{directory} belongs to somebody else: name another with --work")
-        self._lock = (directory / "lock").open("w")
+    Raises:
+        Refused: it is somebody else's, or another run has it.
+    """
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if directory.is_symlink() or directory.stat().st_uid != os.geteuid():
+        raise Refused(f"{directory} belongs to somebody else: name another with --work")
+    with (directory / "lock").open("w") as lock:
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Refused(f"{directory} is in use: wait, or name another with --work") from None
+        yield
+
+
+class DebianTree:
+    """A tree in a directory, that is made where it is not there, and kept."""
+
+    def __init__(self, directory: Path) -> None:
+        """Make the tree, which takes a minute or two, in a reserved directory.
+
+        Raises:
+            Refused: debootstrap failed, or is not there.
+        """
         self.tree = directory / "tree"
         self.inputs = directory / "inputs"
         self._log = directory / "log"

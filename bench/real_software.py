@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 from check_results import differences, read_results
-from debian_tree import BUILD_GID, BUILD_UID, DebianTree, Refused
+from debian_tree import BUILD_GID, BUILD_UID, DebianTree, Refused, reserved
 
 from tvix.build.protos.build_pb2 import BuildRequest
 from tvix.castore.protos.castore_pb2 import Node
@@ -247,8 +247,8 @@ class Session:
 
     def __init__(self, work: Path, cells: list[Cell], *, whole: bool, timeout: float) -> None:
         """Make the root file system where there is none; ``whole`` builds in each cell too."""
-        self.tree = DebianTree(work)
-        self.unexplained = 0
+        self._tree = DebianTree(work)
+        self._unexplained = 0
         self._work = work
         self._runs = work / "runs"
         self._cells = cells
@@ -256,21 +256,35 @@ class Session:
         self._timeout = timeout
         self._explained = explained(PAGE.read_text())
 
-    def package(self, name: str) -> None:
+    def packages(self, names: Sequence[str]) -> int:
+        """Test packages, one after the other, and return the exit code of ``main``."""
+        versions = ", ".join(f"{runtime} {runtime.version()}" for runtime in (RUNC, CRUN))
+        print(f"{versions}, Linux {platform.release()}, Debian {self._tree.release()}")
+        not_tested = 0
+        for name in names:
+            try:
+                self._package(name)
+            except (Refused, CannotTest) as problem:
+                print(f"real_software: {name}: {problem}", file=sys.stderr)
+                not_tested += 1
+        print(f"{self._unexplained} differences are not explained in {PAGE.relative_to(ROOT)}")
+        return 2 if not_tested else int(self._unexplained > 0)
+
+    def _package(self, name: str) -> None:
         """Build a package, run its tests everywhere, and print what they came to."""
-        source = self.tree.source(name)
+        source = self._tree.source(name)
         print(f"\n### {source}\n", flush=True)
         if not self._whole:
             source = self._built(source)
         text = script(source, build=self._whole, check=True)
-        request = build_request([*self.tree.toolchain(), source], text)
+        request = build_request([*self._tree.toolchain(), source], text)
 
         def in_cell(cell: Cell, place: Path) -> Path:
-            inputs = self.tree.inputs
+            inputs = self._tree.inputs
             return run_in_cell(cell, request, inputs, place, timeout=self._timeout)
 
         def outside(place: Path) -> Path:
-            run_outside(self.tree, source, text, place, timeout=self._timeout)
+            run_outside(self._tree, source, text, place, timeout=self._timeout)
             return place
 
         expected = self._run(f"{name}-outside", outside)
@@ -282,7 +296,7 @@ class Session:
                 found = self._run(f"{name}-{cell}", lambda place, cell=cell: in_cell(cell, place))
             except CannotTest as problem:
                 print(f"\n{cell} did not end:\n{problem}\n", flush=True)
-                self.unexplained += 1
+                self._unexplained += 1
                 continue
             _print_counts(str(cell), found)
             self._print_differences(name, str(cell), expected, found)
@@ -297,13 +311,13 @@ class Session:
 
     def _built(self, source: str) -> str:
         """Build a source outside, and return the name of the input that the tree then is."""
-        built = self.tree.built(source)
+        built = self._tree.built(source)
         if not built.exists():
             place = self._runs / built.name
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir(parents=True)
             text = script(source, build=True, check=False)
-            run_outside(self.tree, source, text, place, timeout=self._timeout)
+            run_outside(self._tree, source, text, place, timeout=self._timeout)
             # In a user namespace it is somebody else's: all may read it.
             subprocess.run(("chmod", "-R", "a+rX", place / "tree"), check=True)
             (place / "tree").rename(built)
@@ -312,7 +326,7 @@ class Session:
     def _print_differences(self, package: str, cell: str, outside: Run, inside: Run) -> None:
         for test, results in differences(outside.results, inside.results).items():
             known = any(row.covers(package, test, cell, results) for row in self._explained)
-            self.unexplained += not known
+            self._unexplained += not known
             log = inside.tree / f"{test.split()[0]}.log"
             where = log if log.exists() else inside.tree.parent / "check.log"
             print(
@@ -362,21 +376,12 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         for cell in cells:
             require_runtime(cell.runtime, MODES[cell.mode])
-        session = Session(args.work, cells, whole=args.build_in_cells, timeout=args.timeout)
-        versions = ", ".join(f"{runtime} {runtime.version()}" for runtime in (RUNC, CRUN))
-        print(f"{versions}, Linux {platform.release()}, Debian {session.tree.release()}")
+        with reserved(args.work):
+            session = Session(args.work, cells, whole=args.build_in_cells, timeout=args.timeout)
+            return session.packages(args.package)
     except (Refused, pytest.skip.Exception, pytest.fail.Exception) as problem:
         print(f"real_software: {problem}", file=sys.stderr)
         return 2
-    not_tested = 0
-    for package in args.package:
-        try:
-            session.package(package)
-        except (Refused, CannotTest) as problem:
-            print(f"real_software: {package}: {problem}", file=sys.stderr)
-            not_tested += 1
-    print(f"{session.unexplained} differences are not explained in {PAGE.relative_to(ROOT)}")
-    return 2 if not_tested else int(session.unexplained > 0)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from support import TESTS
+
+from specgen_client.cli import main
 
 sys.path.insert(0, str(TESTS.parent / "bench"))
 import check_results
@@ -125,6 +128,35 @@ def test_links_through_etc_lead_to_where_they_end(tmp_path: Path) -> None:
         debian_tree.resolve(path, tree)
     found = {p.name: str(p.readlink()) for p in (tree / "usr/bin").iterdir() if p.is_symlink()}
     assert found == {"awk": "/usr/bin/mawk", "twice": "/usr/bin/mawk", "sh": "mawk"}
+
+
+def test_a_directory_is_for_one_run_at_a_time(tmp_path: Path) -> None:
+    again = debian_tree.reserved(tmp_path / "work")
+    with (
+        debian_tree.reserved(tmp_path / "work"),
+        pytest.raises(debian_tree.Refused, match="is in use"),
+    ):
+        again.__enter__()
+    with debian_tree.reserved(tmp_path / "work"):
+        pass
+
+
+def test_a_directory_is_not_taken_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "link").symlink_to("other")
+    link = debian_tree.reserved(tmp_path / "link")
+    with pytest.raises(debian_tree.Refused, match="belongs to somebody else"):
+        link.__enter__()
+
+
+# --- the request ----------------------------------------------------------------------
+
+
+def test_the_request_is_valid_and_will_run() -> None:
+    request = real_software.build_request(["usr", "hello-2.10", "bin", "lib"], "true")
+    words = ["generate", "-", "--format", "binary", "--rootful", "--no-terminal"]
+    result = CliRunner().invoke(main, words, input=request.SerializeToString())
+    assert (result.exit_code, result.stderr) == (0, "")
 
 
 # --- the page -------------------------------------------------------------------------
