@@ -2,7 +2,8 @@
 
 Four kinds of harness write down each test: Automake's (a .trs file a test), DejaGnu (.sum
 files), and by lines of their log Autotest and TAP. Of any other the log's lines that end in
-a verdict are taken. All have the exit status of make besides.
+a verdict are taken. Of the forms of a log, the one with the most results counts. All have the
+exit status of make besides.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ def read_results(tree: Path, log: str, status: int) -> Results:
         status: its exit status.
     """
     found = list(_from_files(tree))
-    for from_log in (_automake, _autotest, _tap, _verdicts):
-        if not found:
-            found = list(from_log(log.splitlines()))
+    if not found:
+        lines = log.splitlines()
+        forms = (_automake, _autotest, _tap, _verdicts)
+        found = max((list(form(lines)) for form in forms), key=len)
     return _numbered(found) | {MAKE: "PASS" if status == 0 else "FAIL"}
 
 
@@ -104,7 +106,10 @@ def _autotest(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def _tap(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Read lines such as ``not ok 3 - reads a symlink # TODO later``."""
+    """Read lines such as ``not ok 3 - reads a symlink # TODO later``, where there is a plan."""
+    lines = list(lines)
+    if not any(re.fullmatch(r"1\.\.\d+( .*)?", line) for line in lines):
+        return
     for line in lines:
         if match := re.fullmatch(r"(not )?ok\b\s*(\d*)\s*-?\s*([^#]*)(?:#\s*(\w+).*)?", line):
             failed, number, name, directive = match.groups()
@@ -116,12 +121,14 @@ def _tap(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
             yield f"{number} {name}".strip(), word
 
 
-_VERDICTS = {"ok": "PASS", "pass": "PASS", "passed": "PASS", "skipped": "SKIP"}
+_VERDICTS = {"ok": "PASS", "pass": "PASS", "passed": "PASS", "n/a": "SKIP", "skipped": "SKIP"}
 
 
 def _verdicts(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Read lines such as ``*** zlib test OK ***`` or ``reading: failed``."""
-    verdict = re.compile(r"\W*(\w.*?)[\W_]+(ok|pass|passed|skipped|fail|failed)\W*", re.IGNORECASE)
+    """Read lines such as ``*** zlib test OK ***`` or ``features/errors .... ok    (7 passed)``."""
+    words = "ok|pass|passed|n/a|skipped|fail|failed"
+    name = rf"(?!({words})\b)\w.*?"
+    verdict = re.compile(rf"\W*({name})[\W_]+({words})(\s+\(.*\))?\W*", re.IGNORECASE)
     for line in lines:
         if match := verdict.fullmatch(line):
-            yield match[1], _VERDICTS.get(match[2].lower(), "FAIL")
+            yield match[1], _VERDICTS.get(match[3].lower(), "FAIL")

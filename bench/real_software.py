@@ -142,7 +142,9 @@ def run_outside(tree: DebianTree, source: str, text: str, build: Path, *, timeou
     os.chown(build, BUILD_UID, BUILD_GID)
     user = (f"--reuid={BUILD_UID}", f"--regid={BUILD_GID}", "--clear-groups")
     variables = [f"{key}={value}" for key, value in ENVIRONMENT.items()]
-    words = ("setpriv", *user, "env", "-C", "/build", "-i", *variables, "/bin/sh", "-e", "-c", text)
+    # Runtimes have the default action for each signal; ours may ignore some, as nohup has it.
+    env = ("env", "--default-signal", "-C", "/build", "-i", *variables)
+    words = ("setpriv", *user, *env, "/bin/sh", "-e", "-c", text)
     binds = {tree.inputs / source: f"/{source}", build: "/build"}
     try:
         done = subprocess.run(

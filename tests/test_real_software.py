@@ -60,6 +60,14 @@ import real_software
             {"zlib test": "PASS", "zlib 64-bit test": "FAIL", "parser": "PASS"},
             id="verdicts",
         ),
+        pytest.param(
+            "features/errors ............. ok     (7 passed)\nok     (16 passed)\n"
+            "functions/shell ............. FAILED (7/8 passed)\nvms/library ........ N/A\n"
+            "PASS: something of a subdirectory\n"
+            "691 Tests in 126 Categories Complete ... No Failures :-)\n",
+            {"features/errors": "PASS", "functions/shell": "FAIL", "vms/library": "SKIP"},
+            id="verdicts_with_counts",
+        ),
         pytest.param("cmp sample1.ref\n", {}, id="none_but_make"),
         pytest.param(
             "large: OK\nlarge: OK\nlarge: FAILED\n",
