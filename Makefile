@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml $(shell find protos -name '*.proto')
 OLDEST := $(shell sed -n 's/^requires-python = ">=3\.\(.*\)"/\1/p' pyproject.toml)
 
-.PHONY: help demo serve test bench-test lint format bench clean
+.PHONY: help demo serve test bench-test lint format bench real clean
 
 help:
 	@echo 'make demo        one real build request through a real server, and what came of it'
@@ -16,6 +16,7 @@ help:
 	@echo 'make lint        ruff and mypy, as CI runs them'
 	@echo 'make format      what ruff can mend by itself'
 	@echo 'make bench       the table of docs/performance.md, on this machine'
+	@echo 'make real        the tests of Debian packages in sandboxes and outside; takes root'
 	@echo 'make clean       remove what these made'
 
 # One virtual environment; a stamp for each set of extras that is in it. An environment without a
@@ -60,6 +61,9 @@ format: $(VENV)/with-test
 
 bench: $(VENV)/with-bench
 	$(BIN)/python bench/run.py $(ARGS)
+
+real: $(VENV)/with-test
+	$(BIN)/python bench/real_software.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache
