@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -298,7 +299,7 @@ class Session:
         _print_counts("outside", expected)
         for cell in self._cells:
             try:
-                found = self._run(f"{name}-{cell}", lambda place, cell=cell: in_cell(cell, place))
+                found = self._run(f"{name}-{cell}", partial(in_cell, cell))
             except CannotTest as problem:
                 print(f"\n{cell} did not end:\n{problem}\n", flush=True)
                 self._unexplained += 1

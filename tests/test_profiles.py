@@ -247,7 +247,11 @@ def test_seccomp() -> None:
             for names, index in ((["chmod", "fchmod"], 1), (["fchmodat", "fchmodat2"], 2))
         ),
         {
-            "names": ["setxattr", "lsetxattr", "fsetxattr", "setxattrat"],
+            "names": [
+                *("listxattr", "llistxattr", "flistxattr"),
+                *("getxattr", "lgetxattr", "fgetxattr"),
+                *("setxattr", "lsetxattr", "fsetxattr", "setxattrat"),
+            ],
             "action": "SCMP_ACT_ERRNO",
             "errnoRet": 95,
         },

@@ -188,12 +188,17 @@ def _seccomp(request: Request, options: SpecOptions) -> oci.Seccomp | None:
                 for bit in (stat.S_ISUID, stat.S_ISGID)
                 for names, index in ((("chmod", "fchmod"), 1), (("fchmodat", "fchmodat2"), 2))
             ),
-            oci.Syscall(_SET_ATTRIBUTE, "SCMP_ACT_ERRNO", errno.ENOTSUP),
+            oci.Syscall(_EXTENDED_ATTRIBUTES, "SCMP_ACT_ERRNO", errno.ENOTSUP),
         ),
     )
 
 
-_SET_ATTRIBUTE = ("setxattr", "lsetxattr", "fsetxattr", "setxattrat")
+# Nix blocks nine of these. Linux 6.13 has one more to set them by, which would get around the rest;
+# runtimes whose libseccomp does not know it yet leave it out.
+_EXTENDED_ATTRIBUTES = (
+    *(f"{how}{call}xattr" for call in ("list", "get", "set") for how in ("", "l", "f")),
+    "setxattrat",
+)
 
 
 def _with_bit(index: int, bit: int) -> oci.SyscallArg:
