@@ -11,7 +11,13 @@ from types import SimpleNamespace
 import pytest
 
 from specgen_commands import host_ids
-from specgen_commands.host_ids import NoSubordinateIds, all_own_ids, host_id_mappings
+from specgen_commands.host_ids import (
+    NoSubordinateIds,
+    Persons,
+    all_own_ids,
+    host_id_mappings,
+    ids_of_others,
+)
 from specgen_core import IdMapping
 
 ENTRY = "alice:100000:65536\n"
@@ -30,7 +36,7 @@ def alice(monkeypatch: pytest.MonkeyPatch) -> None:
 def root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(os, "getegid", lambda: 0)
-    names = {0: "root", 14: "uucp", 1000: "bob"}
+    names = {0: "root", 14: "uucp", 1000: "bob", 65_534: "nobody"}
     accounts = {id_: SimpleNamespace(pw_name=name) for id_, name in names.items()}
     monkeypatch.setattr(pwd, "getpwuid", accounts.__getitem__)
     monkeypatch.setattr(grp, "getgrgid", accounts.__getitem__)
@@ -155,7 +161,8 @@ FREE = 2_130_706_432
         pytest.param("root:5:9\nroot:100000:9\n", [6, 5, 7], id="first_of_two"),
         pytest.param("root:7:1\nroot:100000:9\n", [100_000, 7, 100_001], id="of_two_entries"),
         pytest.param("root:0:65536\n", [2, 1, 3], id="not_root_itself"),
-        pytest.param("root:13:65536\n", [15, 13, 16], id="no_system_account"),
+        pytest.param("root:13:65536\n", [14, 13, 15], id="a_system_account"),
+        pytest.param("root:65534:2\n", [65_535, 65_534], id="nobody_is_no_person"),
         pytest.param("root:1000:1\n", [FREE + 1, FREE, FREE + 2], id="no_person"),
         pytest.param("root:1000:1\nroot:500000:65536\n", [500_001, 500_000, 500_002], id="lxd"),
         pytest.param("root:9:1\n", [FREE + 1, FREE, FREE + 2], id="too_few"),
@@ -254,3 +261,89 @@ def test_the_runners_own_id_is_not_mapped_twice(
     assert [m.host_id for m in uids[:2]] == [1234, build_user]
     own, _ = all_own_ids(tmp_path / "subuid", tmp_path / "subgid")
     assert own == (IdMapping(0, 1234, 1), IdMapping(1, build_user, count))
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize(
+    ("login_defs", "build_user"),
+    [
+        pytest.param("# comment\nUID_MIN\t\t14\nGID_MIN 14\n", 15, id="from_14_on"),
+        pytest.param("UID_MIN 2000\nGID_MIN 2000\n", 14, id="never_above_1000"),
+        pytest.param("UID_MIN\nUID_MIN x\n\n", 14, id="broken"),
+        pytest.param(None, 14, id="missing"),
+    ],
+)
+def test_where_persons_start(
+    login_defs: str | None, build_user: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ids 14 and 1000 have accounts."""
+    if login_defs is not None:
+        (tmp_path / "login.defs").write_text(login_defs)
+    monkeypatch.setattr(host_ids, "_LOGIN_DEFS", tmp_path / "login.defs")
+    lines = "root:14:1\nroot:1000:1\nroot:15:1\nroot:16:1\n"
+    uids, gids = mappings(tmp_path, lines, lines)
+    assert uids[1].host_id == gids[1].host_id == build_user
+    assert 1000 not in [mapping.host_id for mapping in (*uids, *gids)]
+
+
+NO_PERSONS = Persons(lambda _: False, lambda _: False)
+
+
+@pytest.mark.parametrize(
+    ("lines", "uid", "user", "expected"),
+    [
+        pytest.param(["nobody:10000:65", "root:1000:2", "0:2:2"], 0, "root", 1000, id="by_name"),
+        pytest.param(["nobody:10000:65", "0:2:2"], 0, "root", 2, id="by_number"),
+        pytest.param(["roots:1000:2", "1000:2:2"], 0, "root", None, id="missing"),
+        pytest.param(["root:hello:2", "1000:2:2"], 0, "root", None, id="no_number"),
+        pytest.param(["root:hello:2", "1000:2:2"], 1000, "user", 2, id="anothers_is_broken"),
+    ],
+)
+def test_a_lookup_as_snix_has_it(
+    lines: list[str],
+    uid: int,
+    user: str,
+    expected: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Cases of snix, build/src/oci/subuid.rs. Where it fails, root takes ids that are free."""
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    monkeypatch.setattr(os, "getegid", lambda: uid)
+    monkeypatch.setattr(pwd, "getpwuid", {uid: SimpleNamespace(pw_name=user)}.__getitem__)
+    (tmp_path / "subuid").write_text("\n".join(lines))
+    files = (tmp_path / "subuid", tmp_path / "subuid")
+    if expected is None:
+        with pytest.raises(NoSubordinateIds):
+            all_own_ids(*files)
+    else:
+        assert all_own_ids(*files)[0][1].host_id == expected
+    uids, gids = host_id_mappings(*files, persons=NO_PERSONS)
+    assert uids[1].host_id == gids[1].host_id == (FREE if expected is None else expected)
+
+
+@pytest.mark.usefixtures("alice")
+@pytest.mark.parametrize(
+    ("ids", "others"),
+    [
+        pytest.param([range(1234, 1235), range(100_000, 165_536)], [], id="all_own"),
+        pytest.param([range(300_000, 300_009)], [], id="of_a_second_entry"),
+        pytest.param([range(1)], [range(1)], id="roots"),
+        pytest.param([range(165_000, 165_540)], [range(165_536, 165_540)], id="beyond"),
+    ],
+)
+def test_ids_that_the_user_may_not_map(
+    ids: list[range], others: list[range], tmp_path: Path
+) -> None:
+    (tmp_path / "subuid").write_text("alice:100000:65536\nalice:300000:9\nbob:0:1\n")
+    files = (tmp_path / "subuid", tmp_path / "subuid")
+    assert ids_of_others(ids, [], *files) == (others, [])
+
+
+@pytest.mark.usefixtures("root")
+def test_ids_that_root_may_not_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that its own user namespace lacks."""
+    (tmp_path / "map").write_text("0 1000 1\n1 100000 65536\n")
+    monkeypatch.setattr(host_ids, "_UID_MAP", tmp_path / "map")
+    ids = [range(70_000)]
+    assert ids_of_others(ids, [], tmp_path, tmp_path) == ([range(65_537, 70_000)], [])

@@ -3,7 +3,7 @@
 They describe this host: right where the runtime runs here too, as with a sidecar, and
 wrong for a server that answers coordinators of other hosts.
 
-No user of a sandbox is root of the host, or a person. The one exception is a runtime without
+No user of a sandbox is root of the host, or a person of it. The one exception is a runtime without
 privileges: it has no other id than its user's own to enter that user's directories with.
 """
 
@@ -16,16 +16,18 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
+from typing import NamedTuple
 
 from specgen_core import BUILD_GID, BUILD_UID, IdMapping
 
-__all__ = ["NoSubordinateIds", "all_own_ids", "host_id_mappings"]
+__all__ = ["NoSubordinateIds", "Persons", "all_own_ids", "host_id_mappings", "ids_of_others"]
 
 _NOBODY = 65534
 _SUBUID = Path("/etc/subuid")
 _SUBGID = Path("/etc/subgid")
 _UID_MAP = Path("/proc/self/uid_map")
 _GID_MAP = Path("/proc/self/gid_map")
+_LOGIN_DEFS = Path("/etc/login.defs")
 
 _COUNT = 65_536
 """Ids in a range, as useradd(8) gives them: SUB_UID_COUNT of login.defs(5)."""
@@ -43,8 +45,44 @@ class NoSubordinateIds(LookupError):
     """The user has no subordinate ids, so a rootless build's user cannot be mapped."""
 
 
+class Persons(NamedTuple):
+    """Whose ids no sandbox of root's may have, besides root's own."""
+
+    has_uid: Callable[[int], bool]
+    has_gid: Callable[[int], bool]
+    """Whether it is a group of a person's."""
+
+
+def _is_a_persons(look_up: Callable[[int], object], least: str) -> Callable[[int], bool]:
+    def is_a_persons(id_: int) -> bool:
+        if id_ < _first_of_persons(least) or id_ == _NOBODY:
+            return False  # of a service, which comes with the system
+        try:
+            look_up(id_)
+        except KeyError:
+            return False
+        return True
+
+    return is_a_persons
+
+
+def _first_of_persons(least: str) -> int:
+    """Return UID_MIN or GID_MIN of login.defs(5); 1000, where that is unset or above it."""
+    try:
+        lines = _LOGIN_DEFS.read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    words = [line.split() for line in lines]
+    given = [int(w[1]) for w in words if len(w) > 1 and w[0] == least and w[1].isdecimal()]
+    return min(1000, *given[-1:]) if given else 1000
+
+
+def _of_host() -> Persons:
+    return Persons(_is_a_persons(pwd.getpwuid, "UID_MIN"), _is_a_persons(grp.getgrgid, "GID_MIN"))
+
+
 def host_id_mappings(
-    subuid: Path = _SUBUID, subgid: Path = _SUBGID
+    subuid: Path = _SUBUID, subgid: Path = _SUBGID, *, persons: Persons | None = None
 ) -> tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]]:
     """Return uid and gid mappings for the effective user.
 
@@ -52,12 +90,17 @@ def host_id_mappings(
     sandbox, and one more nobody; without an entry that suffices root takes ids from a range
     that nobody has, the same each time. Anybody else is root in the sandbox as itself.
 
+    Args:
+        subuid: who has which subordinate uids.
+        subgid: the same for gids.
+        persons: who is one; without it, accounts and groups of this host, from UID_MIN and
+            GID_MIN of login.defs(5) on.
+
     Raises:
         NoSubordinateIds: there are none to take.
         OSError: a file is there and cannot be read.
     """
-    uids = _Ids(subuid, _UID_MAP, os.geteuid(), _has_account(pwd.getpwuid))
-    gids = _Ids(subgid, _GID_MAP, os.getegid(), _has_account(grp.getgrgid))
+    uids, gids = _ids(subuid, subgid, persons)
     return uids.mappings(BUILD_UID), gids.mappings(BUILD_GID)
 
 
@@ -78,20 +121,28 @@ def all_own_ids(
         own = ids.own_without_the_runner()
         return IdMapping(0, ids.runner, 1), IdMapping(1, own.start, len(own))
 
-    uids = _Ids(subuid, _UID_MAP, os.geteuid(), _has_account(pwd.getpwuid))
-    gids = _Ids(subgid, _GID_MAP, os.getegid(), _has_account(grp.getgrgid))
+    uids, gids = _ids(subuid, subgid)
     return mappings(uids), mappings(gids)
 
 
-def _has_account(look_up: Callable[[int], object]) -> Callable[[int], bool]:
-    def has_account(id_: int) -> bool:
-        try:
-            look_up(id_)
-        except KeyError:
-            return False
-        return True
+def ids_of_others(
+    uids: Iterable[range], gids: Iterable[range], subuid: Path = _SUBUID, subgid: Path = _SUBGID
+) -> tuple[list[range], list[range]]:
+    """Return those uids and gids of the host that the effective user may not map.
 
-    return has_account
+    Root may map all that there are in its user namespace; anybody else itself, and all its
+    subordinate ids. Raises OSError if a file is there and cannot be read.
+    """
+    own_uids, own_gids = _ids(subuid, subgid)
+    return own_uids.not_own(uids), own_gids.not_own(gids)
+
+
+def _ids(subuid: Path, subgid: Path, persons: Persons | None = None) -> tuple[_Ids, _Ids]:
+    persons = persons or _of_host()
+    return (
+        _Ids(subuid, _UID_MAP, os.geteuid(), persons.has_uid),
+        _Ids(subgid, _GID_MAP, os.getegid(), persons.has_gid),
+    )
 
 
 @dataclass(frozen=True)
@@ -104,7 +155,7 @@ class _Ids:
     """Which of them there are in this user namespace: see user_namespaces(7)."""
     runner: int
     """The effective user's."""
-    has_account: Callable[[int], bool]
+    is_a_persons: Callable[[int], bool]
 
     def mappings(self, build: int) -> tuple[IdMapping, ...]:
         """Return the mappings of root, the build's user and nobody."""
@@ -139,19 +190,26 @@ class _Ids:
         others = list(self._entries(lambda owner: owner not in _names()))
         own = _without(self._entries(lambda owner: owner in _names()), others)
         there = self._there()
-        found = self._of_no_account(_within(own, there))
+        found = self._of_no_person(_within(own, there))
         if len(found) > 1:
             return found
         starts = range(_GIVEN_TO_NOBODY.start, _GIVEN_TO_NOBODY.stop, _COUNT)
         for free in (range(start, start + _COUNT) for start in starts):
             if _without([free], others) == [free] == _within([free], there):
-                found = self._of_no_account([free])
+                found = self._of_no_person([free])
                 if len(found) > 1:
                     return found
         raise self._missing(f"no subordinate ids for root in {self.file}, and none that are free")
 
-    def _of_no_account(self, ranges: Iterable[range]) -> tuple[int, ...]:
-        ids = (id_ for id_ in chain.from_iterable(ranges) if id_ and not self.has_account(id_))
+    def not_own(self, ids: Iterable[range]) -> list[range]:
+        """Return those of the ids that the effective user may not map."""
+        if os.geteuid() == 0:
+            return _without(ids, self._there())
+        own = self._entries(lambda owner: owner in _names())
+        return _without(ids, [range(self.runner, self.runner + 1), *_within(own, self._there())])
+
+    def _of_no_person(self, ranges: Iterable[range]) -> tuple[int, ...]:
+        ids = (id_ for id_ in chain.from_iterable(ranges) if id_ and not self.is_a_persons(id_))
         return tuple(islice(ids, 3))
 
     def _missing(self, problem: str) -> NoSubordinateIds:
