@@ -198,3 +198,16 @@ def _listening_address(process: subprocess.Popen[bytes], log: Path) -> str:
             break
         time.sleep(0.02)
     pytest.fail(f"the server did not start (exit code {process.poll()}):\n{log.read_text()}")
+
+
+def rows_below(page: Path, heading: str) -> list[list[str]]:
+    """Return the cells of the first table under a heading of a page."""
+    _, _, section = page.read_text().partition(f"\n## {heading}\n")
+    lines = section.partition("\n## ")[0].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("|---"))
+    rows = []
+    for line in lines[start + 1 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
-from support import RunningServer
+from support import RunningServer, rows_below
 
 from specgen_client import SpecClient
 from specgen_server.process.cli import main as specgen_server
@@ -19,20 +19,10 @@ from specgen_server.telemetry.metrics import Metrics
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.glob("*.md"), ROOT / "README.md"])
-OPERATIONS = (DOCS / "operations.md").read_text()
 
 
 def _rows(heading: str) -> list[list[str]]:
-    """Return the cells of the first table under a heading of operations.md."""
-    _, _, section = OPERATIONS.partition(f"\n## {heading}\n")
-    lines = section.partition("\n## ")[0].splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("|---"))
-    rows = []
-    for line in lines[start + 1 :]:
-        if not line.startswith("|"):
-            break
-        rows.append([cell.strip() for cell in line.strip("|").split("|")])
-    return rows
+    return rows_below(DOCS / "operations.md", heading)
 
 
 def _flags() -> Iterator[click.Option]:

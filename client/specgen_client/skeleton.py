@@ -97,11 +97,6 @@ def _additional_files(request: Request, answer: SpecJSON) -> Iterator[_Entry]:
         yield _Entry(found.bundle_path, False, 0o644, file.contents)
 
 
-def _why_nowhere(field: str, answer: SpecJSON) -> str:
-    why = [found.message for found in answer.diagnostics if found.field == field]
-    return f"{field}: {why[0] if why else 'has no place in the bundle'}"
-
-
 def _check_path(path: str) -> None:
     """Raise BundleError for a path that leads elsewhere; the answer may be of any server."""
     if len(path.encode(errors="replace")) > _PATH_BYTES:
