@@ -226,6 +226,7 @@ def test_an_expired_call_in_the_queue_costs_nothing_more(limited: RunningServer)
                 # grpcio's client loses one of some ten thousand such deadlines
                 with suppress(grpc.FutureTimeoutError):
                     call.exception(timeout=1)
+                call.cancel()
         assert client.generate(build_request()).json
 
 
