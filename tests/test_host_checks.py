@@ -295,3 +295,14 @@ def test_a_shell_that_is_none(
     wants_shell = {"system": "x86_64-linux", "provide_bin_sh": True}
     found = warnings(tmp_path, options, constraints=wants_shell)
     assert not any("linked dynamically" in warning for warning in found)
+
+
+# --- memory -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("bytes_more", "said"), [(0, []), (1, ["the build wants a host with "])])
+def test_memory_that_the_host_should_have(bytes_more: int, said: list[str], tmp_path: Path) -> None:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    wanted = {"system": "x86_64-linux", "min_memory": memory + bytes_more}
+    found = about("the build wants", warnings(tmp_path, constraints=wanted))
+    assert [warning[: len(said[0])] for warning in found] == said

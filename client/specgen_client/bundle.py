@@ -69,7 +69,17 @@ def write_bundle(
     config = decoded(spec.json)
     tree = tree_of(read, spec, inputs)
     owner = build_owner(config)
-    problems = list(host_problems(read, config, directory.absolute(), inputs, copied=copy_inputs))
+    problems = [
+        *host_problems(
+            read,
+            config,
+            directory.absolute(),
+            inputs,
+            copied=copy_inputs,
+            said={found.code for found in spec.diagnostics},
+            min_memory=request.constraints.min_memory,
+        )
+    ]
     if force and inputs is not None and inputs.resolve().is_relative_to(directory.resolve()):
         raise BundleError(f"{inputs} lies in {directory}, the bundle that is to be replaced")
     as_root = os.geteuid() == 0

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import pwd
+import resource
 import stat
-import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from specgen_core import BUILD_GID, BUILD_UID, Request, oci
 
+from .command_checks import command_problems
 from .owners import has_user_namespace, on_host
 from .read_only_paths import read_only_path_problems
 
@@ -23,7 +24,14 @@ _NAMED = 5
 
 
 def host_problems(
-    request: Request, spec: oci.Spec, bundle: Path, inputs: Path | None, *, copied: bool
+    request: Request,
+    spec: oci.Spec,
+    bundle: Path,
+    inputs: Path | None,
+    *,
+    copied: bool,
+    said: Collection[str] = (),
+    min_memory: int = 0,
 ) -> Iterator[str]:
     """Yield sentences about what will keep a spec from running on this host.
 
@@ -33,6 +41,8 @@ def host_problems(
         bundle: where the bundle will lie.
         inputs: the directory that becomes the bundle's inputs/; None if that stays empty.
         copied: by being copied, and not by a link.
+        said: codes of the diagnostics that the spec came with.
+        min_memory: bytes that the request wants the host to have.
     """
     yield from _inputs(request, inputs)
     in_user_namespace = has_user_namespace(spec)
@@ -56,15 +66,27 @@ def host_problems(
     yield from _out_of_reach(spec, bundle, sources)
     if in_user_namespace and os.geteuid() == 0:
         yield from _length_of_sources(spec, bundle)
-    shell = next((m for m in binds if m.destination == "/bin/sh"), None)
-    if shell is not None and request.constraints.provide_bin_sh:
-        loader = _loader(shell.source)
-        if loader and not any(_lies_at_or_under(loader, m.destination) for m in spec.mounts):
-            yield (
-                f"the sandbox shell {shell.source} is linked dynamically, and the build will not "
-                f"have its {loader}: /bin/sh will not start. Name a static one, such as "
-                "--sandbox-shell /usr/bin/busybox"
-            )
+    yield from command_problems(
+        request, spec, inputs, copied=copied, look_at_command="unusable-command" not in said
+    )
+    yield from _open_files(spec)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if min_memory > memory:
+        yield (
+            f"the build wants a host with {min_memory} bytes of memory (constraints.min_memory),"
+            f" and this one has {memory}: runc and crun start it all the same. Send it to a larger one"
+        )
+
+
+def _open_files(spec: oci.Spec) -> Iterator[str]:
+    """Only root may raise a hard limit: setrlimit(2)."""
+    _, own = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max((limit.hard for limit in spec.process.rlimits), default=0)
+    if os.geteuid() != 0 and wanted > own != resource.RLIM_INFINITY:
+        yield (
+            f"a build may have {wanted} files open by its spec, and this user {own}: runc and crun"
+            " fail (operation not permitted). Raise the user's limit, or lower --nofile"
+        )
 
 
 def _missing(mount: oci.Mount) -> str:
@@ -256,44 +278,3 @@ def _length_of_sources(spec: oci.Spec, bundle: Path) -> Iterator[str]:
             f"build in a user namespace, takes {_SOURCES_BYTES} (larger than UINT16_MAX). Write "
             "the bundle to a directory with a shorter path, or run it as another user"
         )
-
-
-_PT_INTERP = 3
-
-
-def _loader(path: str) -> str:
-    """Return the dynamic loader that an ELF file asks for; empty if none, or no ELF file.
-
-    Source: elf(5), Elf32_Ehdr, Elf64_Ehdr and their program headers.
-    """
-    try:
-        # not to wait for what is no file, such as a FIFO
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return ""
-            head = file.read(64)
-            if head[:4] != b"\x7fELF":
-                return ""
-            wide = head[4] == 2
-            order = "<" if head[5] == 1 else ">"
-            table, *_ = struct.unpack_from(order + ("Q" if wide else "I"), head, 32 if wide else 28)
-            size, count = struct.unpack_from(order + "HH", head, 54 if wide else 42)
-            file.seek(table)
-            headers = file.read(size * count)
-            for at in range(0, len(headers), size):
-                (kind,) = struct.unpack_from(order + "I", headers, at)
-                if kind != _PT_INTERP:
-                    continue
-                word = order + ("Q" if wide else "I")
-                (offset,) = struct.unpack_from(word, headers, at + (8 if wide else 4))
-                (length,) = struct.unpack_from(word, headers, at + (32 if wide else 16))
-                file.seek(offset)
-                return file.read(min(length, 4096)).rstrip(b"\0").decode(errors="replace")
-    except (OSError, struct.error, ValueError, IndexError):
-        pass  # what cannot be read is for the runtime to say
-    return ""
-
-
-def _lies_at_or_under(path: str, directory: str) -> bool:
-    return f"{path}/".startswith(f"{directory.rstrip('/')}/")
