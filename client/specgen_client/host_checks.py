@@ -74,7 +74,7 @@ def host_problems(
     if min_memory > memory:
         yield (
             f"the build wants a host with {min_memory} bytes of memory (constraints.min_memory),"
-            f" and this one has {memory}: runc and crun start it all the same. Send it to a larger one"
+            f" and this one has {memory}: runc and crun start it all the same. Send it elsewhere"
         )
 
 
