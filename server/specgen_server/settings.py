@@ -28,7 +28,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     quick: bool = True
     """Whether routine requests are answered from pieces of earlier answers."""
     max_message_bytes: int = 64 * 1024 * 1024
-    max_elements: int = 20_000
+    max_elements: int = 15_000
     max_paths: int = 4_096
     max_builds: int = 10_000
     max_in_flight: int = 256

@@ -129,7 +129,7 @@ _FILE = click.Path(dir_okay=False)
 @click.option(
     "--max-elements",
     type=_ELEMENTS,
-    default=20_000,
+    default=15_000,
     help="Inputs, arguments, variables or needles in one request.",
 )
 @click.option(

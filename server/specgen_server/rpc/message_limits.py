@@ -32,7 +32,7 @@ class MessageLimits(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     max_message_bytes: int = 64 * 1024 * 1024
-    max_elements: int = 20_000
+    max_elements: int = 15_000
     """Inputs, arguments, environment variables, needles."""
     max_paths: int = 4_096
     """Scratch paths, outputs, read-only paths, additional files."""
