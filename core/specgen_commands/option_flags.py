@@ -198,7 +198,8 @@ def _flags(default: Mapping[str, str]) -> tuple[Callable[[F], F], ...]:
         click.option(
             "--seccomp",
             type=click.Choice(get_args(Seccomp)),
-            help="Nix' own filter: a build makes no setuid bits and no extended attributes.",
+            help="Nix' own filter: chmod sets no setuid or setgid bits, and there are no extended"
+            " attributes.",
         ),
         click.option(
             "--personality",

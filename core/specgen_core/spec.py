@@ -171,10 +171,10 @@ def _resources(request: Request, options: SpecOptions) -> oci.Resources:
 
 
 def _seccomp(request: Request, options: SpecOptions) -> oci.Seccomp | None:
-    """Return Nix's filter: what a store path cannot have, no build makes.
+    """Return Nix's filter: chmod sets no bit, and no attribute, that a store path cannot have.
 
-    Source: Nix, src/libstore, ``setupSeccomp``: no setuid nor setgid bits (EPERM), no extended
-    attributes (ENOTSUP), whichever of the host's architectures the build speaks.
+    Source: Nix, src/libstore, ``setupSeccomp``: chmod to setuid or setgid is EPERM, extended
+    attributes are ENOTSUP, whichever of the host's architectures the build speaks.
     """
     if options.seccomp == "none":
         return None
