@@ -550,6 +550,21 @@ def test_slow_server(fake_servers: FakeServers) -> None:
     done.set()
 
 
+def test_a_server_that_sees_first_that_the_time_is_over(fake_servers: FakeServers) -> None:
+    """Ours ends the call as CANCELLED then: nobody should wait any more."""
+
+    def cancels_just_before(_: BuildRequest, context: grpc.ServicerContext) -> SpecJSON:
+        time.sleep(max(0.0, context.time_remaining() - 0.03))
+        context.abort(grpc.StatusCode.CANCELLED, "its deadline is over")
+        return SpecJSON()
+
+    with (
+        SpecClient(fake_servers.start(cancels_just_before), timeout=SECONDS) as client,
+        pytest.raises(DeadlineExceeded),
+    ):
+        client.generate(build_request(), timeout=0.5)
+
+
 def test_wait_for_ready(tmp_path: Path) -> None:
     """A client may be there before its server."""
     address = f"unix://{tmp_path}/specgen.sock"

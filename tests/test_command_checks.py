@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -200,3 +202,83 @@ def test_a_limit_of_open_files_above_ones_own(lab: Lab) -> None:
     outcome = run(RUNC, Mode.UNPRIVILEGED, bundle)
     assert outcome.exit_code != 0
     assert "operation not permitted" in outcome.output.lower()
+
+
+# --- noexec -----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def mounted_noexec(directory: Path) -> Iterator[None]:
+    """Mount a file system of its own there, with what the directory holds."""
+    kept = directory.with_name(f"{directory.name}-kept")
+    shutil.copytree(directory, kept, symlinks=True)
+    status = directory.stat()
+    flags = f"noexec,mode=755,uid={status.st_uid},gid={status.st_gid}"
+    subprocess.run(("mount", "-t", "tmpfs", "-o", flags, "tmpfs", directory), check=True)
+    try:
+        shutil.copytree(kept, directory, symlinks=True, dirs_exist_ok=True)
+        yield
+    finally:
+        subprocess.run(("umount", directory), check=True)
+
+
+EXECUTED = {
+    "command_args": [
+        f"{TOOLS}/busybox",
+        "sh",
+        "-ec",
+        f"{TOOLS}/cp {TOOLS}/busybox .; ./busybox true",
+    ],
+    "working_dir": "build",
+}
+
+
+def on_noexec(lab: Lab, runtime: Runtime, mode: Mode, *flags: str) -> tuple[str, int | None, str]:
+    """Return what is said of noexec, and how the build ends."""
+    request = build_request(inputs=nodes(lab.inputs()), **EXECUTED)
+    bundle = lab.path / "builds" / "bundle"
+    words = ("bundle", "-", bundle, "--format", "binary", "--inputs", lab.inputs(), "--no-terminal")
+    rootful = ("--rootful",) if mode is Mode.ROOTFUL else ()
+    done = specgen(mode, *words, *rootful, *flags, stdin=request)
+    assert done.exit_code == 0, done.output
+    outcome = run(runtime, mode, bundle)
+    said = [line for line in done.output.splitlines() if "noexec" in line]
+    return "\n".join(said), outcome.exit_code, outcome.output.lower()
+
+
+@pytest.mark.parametrize(("runtime", "mode"), EVERY_WAY)
+def test_inputs_on_noexec(runtime: Runtime, mode: Mode, lab: Lab) -> None:
+    require_runtime(runtime, mode)
+    with mounted_noexec(lab.inputs()):
+        said, exit_code, output = on_noexec(lab, runtime, mode)
+        if mode is Mode.ROOTFUL:
+            assert (said, exit_code) == ("", 0), output
+        else:
+            assert (
+                f"warning: the inputs in {lab.inputs()} lie on a file system mounted noexec" in said
+            )
+            assert exit_code != 0
+            word = "operation not permitted" if runtime is RUNC else "permission denied"
+            assert word in output
+
+
+@pytest.mark.parametrize(("runtime", "mode"), EVERY_WAY)
+def test_copied_inputs_are_where_the_bundle_is(runtime: Runtime, mode: Mode, lab: Lab) -> None:
+    require_runtime(runtime, mode)
+    with mounted_noexec(lab.inputs()):
+        assert on_noexec(lab, runtime, mode, "--copy-inputs")[:2] == ("", 0)
+
+
+@pytest.mark.parametrize(("runtime", "mode"), EVERY_WAY)
+def test_a_bundle_on_noexec(runtime: Runtime, mode: Mode, lab: Lab) -> None:
+    require_runtime(runtime, mode)
+    lab.inputs()
+    with mounted_noexec(lab.path / "builds"):
+        said, exit_code, output = on_noexec(lab, runtime, mode)
+    where = "runc" if mode is Mode.ROOTFUL else "runc and crun"
+    assert f"lies on a file system mounted noexec: on {where} a build can execute nothing" in said
+    if runtime is CRUN and mode is Mode.ROOTFUL:
+        assert exit_code == 0, output
+    else:
+        assert exit_code != 0
+        assert "permission denied" in output

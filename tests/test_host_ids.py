@@ -16,7 +16,6 @@ from specgen_commands.host_ids import (
     Persons,
     all_own_ids,
     host_id_mappings,
-    ids_of_others,
 )
 from specgen_core import IdMapping
 
@@ -320,30 +319,3 @@ def test_a_lookup_as_snix_has_it(
         assert all_own_ids(*files)[0][1].host_id == expected
     uids, gids = host_id_mappings(*files, persons=NO_PERSONS)
     assert uids[1].host_id == gids[1].host_id == (FREE if expected is None else expected)
-
-
-@pytest.mark.usefixtures("alice")
-@pytest.mark.parametrize(
-    ("ids", "others"),
-    [
-        pytest.param([range(1234, 1235), range(100_000, 165_536)], [], id="all_own"),
-        pytest.param([range(300_000, 300_009)], [], id="of_a_second_entry"),
-        pytest.param([range(1)], [range(1)], id="roots"),
-        pytest.param([range(165_000, 165_540)], [range(165_536, 165_540)], id="beyond"),
-    ],
-)
-def test_ids_that_the_user_may_not_map(
-    ids: list[range], others: list[range], tmp_path: Path
-) -> None:
-    (tmp_path / "subuid").write_text("alice:100000:65536\nalice:300000:9\nbob:0:1\n")
-    files = (tmp_path / "subuid", tmp_path / "subuid")
-    assert ids_of_others(ids, [], *files) == (others, [])
-
-
-@pytest.mark.usefixtures("root")
-def test_ids_that_root_may_not_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that its own user namespace lacks."""
-    (tmp_path / "map").write_text("0 1000 1\n1 100000 65536\n")
-    monkeypatch.setattr(host_ids, "_UID_MAP", tmp_path / "map")
-    ids = [range(70_000)]
-    assert ids_of_others(ids, [], tmp_path, tmp_path) == ([range(65_537, 70_000)], [])

@@ -32,6 +32,14 @@ class Attempts:
         """Begin to count anew: the server is there."""
         self._failed = 0
 
+    def code_of(self, error: grpc.RpcError) -> grpc.StatusCode:
+        """Return why a call failed: a server may see before gRPC here that its time is over."""
+        code: grpc.StatusCode = error.code()
+        left = self.time_left()
+        if code is grpc.StatusCode.CANCELLED and left is not None and left < _PAUSE:
+            return grpc.StatusCode.DEADLINE_EXCEEDED
+        return code
+
     def may_go_on_after(self, error: grpc.RpcError) -> bool:
         """Return whether to try once more, after the pause that this takes."""
         if error.code() not in _TRY_AGAIN:

@@ -237,7 +237,7 @@ class SpecClient:
                 if sent.failure:
                     raise sent.failure from None  # gRPC would only say that there was one
                 if self._closed or not attempts.may_go_on_after(error):
-                    raise _error_of_call(error) from error
+                    raise _error_of_call(error, attempts.code_of(error)) from error
             finally:
                 responses.cancel()
 
@@ -266,7 +266,7 @@ class SpecClient:
                 return call(attempts.time_left())
             except grpc.RpcError as error:
                 if self._closed or not attempts.may_go_on_after(error):
-                    raise _error_of_call(error) from error
+                    raise _error_of_call(error, attempts.code_of(error)) from error
 
     def close(self) -> None:
         """End the connection, and the calls on it."""
@@ -290,8 +290,7 @@ def _error_of_build(error: SpecError) -> SpecgenError:
     return _ERRORS.get(code, CallFailed)(code, error.message, error.violations)
 
 
-def _error_of_call(error: grpc.RpcError) -> SpecgenError:
-    code: grpc.StatusCode = error.code()
+def _error_of_call(error: grpc.RpcError, code: grpc.StatusCode) -> SpecgenError:
     violations = []
     try:
         status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it is a grpc.Call too

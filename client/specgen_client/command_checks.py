@@ -55,8 +55,6 @@ def _why_not(sandbox: Sandbox, path: str, scripts: int = 0) -> str:
     mode = stat.S_IMODE(file.status.st_mode)
     if stat.S_ISDIR(file.status.st_mode):
         return "is a directory: runc and crun fail (permission denied)"
-    if file.no_exec:
-        return "lies on a file system mounted noexec: runc and crun fail (permission denied)"
     if not file.executable:
         return (
             f"may not be executed by the build (mode {mode:o}): runc and crun fail"

@@ -54,6 +54,7 @@ def host_problems(
             yield (
                 f"{mount.source} lies on a file system mounted {','.join(flags)}: runc 1.1 cannot "
                 "mount it into a user namespace (operation not permitted), crun can"
+                + (", but run by a user it lets execute nothing there" * ("noexec" in flags))
             )
     ro_paths = request.constraints.available_ro_paths
     yield from (f"{path} {why}" for path in ro_paths if (why := _closed_to_build(path, spec)))
@@ -69,6 +70,7 @@ def host_problems(
     yield from command_problems(
         request, spec, inputs, copied=copied, look_at_command="unusable-command" not in said
     )
+    yield from _no_exec(spec, bundle, bundle if copied else inputs)
     yield from _open_files(spec)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if min_memory > memory:
@@ -76,6 +78,35 @@ def host_problems(
             f"the build wants a host with {min_memory} bytes of memory (constraints.min_memory),"
             f" and this one has {memory}: runc and crun start it all the same. Send it elsewhere"
         )
+
+
+def _no_exec(spec: oci.Spec, bundle: Path, inputs: Path | None) -> Iterator[str]:
+    """Yield what noexec keeps a build from: rootful, a read-only mount of inputs is without."""
+    rootless = has_user_namespace(spec)
+    if _is_no_exec(bundle):
+        where = "runc and crun" if rootless else "runc"
+        yield (
+            f"{bundle} lies on a file system mounted noexec: on {where} a build can execute nothing"
+            " that it writes (permission denied). Write the bundle elsewhere"
+        )
+    if rootless and inputs is not None and _is_no_exec(inputs):
+        yield (
+            f"the inputs in {inputs} lie on a file system mounted noexec: runc 1.1 cannot mount"
+            " them into a user namespace (operation not permitted), and crun executes none of them"
+            " (permission denied)"
+        )
+
+
+def _is_no_exec(path: Path) -> bool:
+    """Return whether a path, or the first directory above it that is there, is on noexec."""
+    for place in (path, *path.parents):
+        try:
+            return bool(os.statvfs(place).f_flag & os.ST_NOEXEC)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            break
+    return False
 
 
 def _open_files(spec: oci.Spec) -> Iterator[str]:

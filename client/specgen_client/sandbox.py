@@ -40,8 +40,6 @@ class File:
     status: os.stat_result
     of_host: bool
     """Whether it is the host's, and not an input."""
-    no_exec: bool
-    """Whether its file system is mounted noexec."""
     executable: bool
     """Whether its mode lets the build execute it."""
     program: Program | None
@@ -187,7 +185,6 @@ class Sandbox:
             path=place,
             status=status,
             of_host=of_host,
-            no_exec=bool(os.fstatvfs(fd).f_flag & os.ST_NOEXEC),
             executable=bool(status.st_mode & stat.S_IXUSR)
             if copied
             else may(self._spec, status, 1),

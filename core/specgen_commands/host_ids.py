@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from specgen_core import BUILD_GID, BUILD_UID, IdMapping
 
-__all__ = ["NoSubordinateIds", "Persons", "all_own_ids", "host_id_mappings", "ids_of_others"]
+__all__ = ["NoSubordinateIds", "Persons", "all_own_ids", "host_id_mappings"]
 
 _NOBODY = 65534
 _SUBUID = Path("/etc/subuid")
@@ -125,18 +125,6 @@ def all_own_ids(
     return mappings(uids), mappings(gids)
 
 
-def ids_of_others(
-    uids: Iterable[range], gids: Iterable[range], subuid: Path = _SUBUID, subgid: Path = _SUBGID
-) -> tuple[list[range], list[range]]:
-    """Return those uids and gids of the host that the effective user may not map.
-
-    Root may map all that there are in its user namespace; anybody else itself, and all its
-    subordinate ids. Raises OSError if a file is there and cannot be read.
-    """
-    own_uids, own_gids = _ids(subuid, subgid)
-    return own_uids.not_own(uids), own_gids.not_own(gids)
-
-
 def _ids(subuid: Path, subgid: Path, persons: Persons | None = None) -> tuple[_Ids, _Ids]:
     persons = persons or _of_host()
     return (
@@ -200,13 +188,6 @@ class _Ids:
                 if len(found) > 1:
                     return found
         raise self._missing(f"no subordinate ids for root in {self.file}, and none that are free")
-
-    def not_own(self, ids: Iterable[range]) -> list[range]:
-        """Return those of the ids that the effective user may not map."""
-        if os.geteuid() == 0:
-            return _without(ids, self._there())
-        own = self._entries(lambda owner: owner in _names())
-        return _without(ids, [range(self.runner, self.runner + 1), *_within(own, self._there())])
 
     def _of_no_person(self, ranges: Iterable[range]) -> tuple[int, ...]:
         ids = (id_ for id_ in chain.from_iterable(ranges) if id_ and not self.is_a_persons(id_))
