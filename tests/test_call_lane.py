@@ -6,10 +6,11 @@ import logging
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -224,6 +225,37 @@ def test_small_calls_do_not_wait_for_large_ones(slow: Slow) -> None:
         assert {one.code() for one in waiting} == {grpc.StatusCode.OK}
 
 
+class Told:
+    """A call that says what it is told to do, and how long its answer takes."""
+
+    def __init__(self, said: list[str], clock: list[float], name: str, seconds: float) -> None:
+        self.said, self.clock, self.name, self.seconds = said, clock, name, seconds
+
+    def answer(self, wire: bytes) -> bytes:
+        self.clock[0] += self.seconds
+        self.said.append(f"answer {self.name}")
+        return wire
+
+    def send(self, answer: bytes) -> None:
+        self.said.append(f"send {self.name}{answer.decode()}")
+
+
+def test_answers_made_together_are_sent_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But none waits long for the others."""
+    clock, said = [0.0], list[str]()
+    monkeypatch.setattr(lane, "perf_counter", lambda: clock[0])
+    some = lane.CallLane.__new__(lane.CallLane)
+    some.gathered = deque()
+    for name, seconds in (("a", 0.0004), ("b", 0.0004), ("c", 0.0004), ("d", 9.0), ("e", 0.0)):
+        some.gathered.append((cast("lane_calls.Call", Told(said, clock, name, seconds)), b"!"))
+    some._answer_gathered()
+    assert said == [
+        *("answer a", "answer b", "answer c", "send a!", "send b!", "send c!"),
+        *("answer d", "send d!"),
+        *("answer e", "send e!"),
+    ]
+
+
 # --- who gives way ----------------------------------------------------------------------
 
 
@@ -327,13 +359,13 @@ def test_an_error_of_the_lane_itself_ends_that_call_alone(
         raise ZeroDivisionError
 
     with own_server(LANE) as (channel, server):
-        for name in ("begin", "_received", "finish"):
+        for name in ("begin", "_received", "answer", "send", "finish"):
             with monkeypatch.context() as patched:
                 patched.setattr(lane_calls.Call, name, broken)
                 assert Socket(channel).unary(build_request()).code is grpc.StatusCode.CANCELLED
             assert Socket(channel).unary(build_request()).code is grpc.StatusCode.OK
         wait_until(lambda: not server._way.open, "no call left")
-    assert caplog.text.count("unexpected error on the call lane") == 3
+    assert caplog.text.count("unexpected error on the call lane") == 5
 
 
 ENDS = """

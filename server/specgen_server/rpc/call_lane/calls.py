@@ -39,6 +39,7 @@ class Call:
         *("waits_since", "_asked_for_close", "_has_headers", "_has_left", "_is_closed", "_stays"),
     )
     large_from: float = LARGE  # answering a smaller message takes few milliseconds
+    goes_on = False  # after its first answer
 
     def __init__(self, lane: CallLane, method: Method, event: Any) -> None:
         self.lane = lane
@@ -92,8 +93,12 @@ class Call:
             self.finish(self._without_message() if event.success else _NOT_RECEIVED)
             return
         self.record.request_bytes += len(wire)
+        self._take(wire)
+
+    def _take(self, wire: bytes) -> None:
+        """See to it that a message is answered."""
         if len(wire) <= self.large_from:
-            self.answer(wire)
+            self.lane.gathered.append((self, wire))
         else:
             self._leave_to_helper(wire)
 
@@ -117,8 +122,8 @@ class Call:
             self._ask_for_close()
         self.lane.large.put((self, wire))
 
-    def answer(self, wire: bytes) -> None:
-        """Answer a message, and send that."""
+    def answer(self, wire: bytes) -> bytes | Status:
+        """Return the answer to a message, or why there is none."""
         try:
             if not self.is_active():
                 raise CallerGone
@@ -127,13 +132,15 @@ class Call:
                 self.lane.make_room(len(answer))
                 self.holds = len(answer)
         except Exception as error:
-            self.finish(status_of(error, self.record.request_id))
-            return
+            return status_of(error, self.record.request_id)
         self.record.response_bytes += len(answer)
-        self._send(answer)
+        return answer
 
-    def _send(self, answer: bytes) -> None:
-        if self.holds:
+    def send(self, answer: bytes | Status) -> None:
+        """Send what ``answer`` returned."""
+        if isinstance(answer, Status):
+            self.finish(answer)
+        elif self.holds or self.goes_on:
             self._send_first(answer)
         else:
             self.finish(_OK, message(answer))
@@ -215,6 +222,7 @@ class Stream(Call):
 
     __slots__ = ()
     large_from = -1.0  # a small message can hold many builds
+    goes_on = True
 
     def begin(self) -> None:
         """Go on with a call that has just come in."""
@@ -223,9 +231,6 @@ class Stream(Call):
 
     def _without_message(self) -> Status:
         return _OK
-
-    def _send(self, answer: bytes) -> None:
-        self._send_first(answer)
 
     def go_on(self) -> None:
         """Do what follows an answer that has been sent."""
@@ -236,7 +241,6 @@ class Watch(Stream):
     """Sends the answer to its one message, and another whenever it has changed."""
 
     __slots__ = ("_last", "_sending", "_wire")
-    large_from = float("inf")
 
     def begin(self) -> None:
         """Go on with a call that has just come in."""
@@ -248,8 +252,7 @@ class Watch(Stream):
     def _without_message(self) -> Status:
         return status_of(NoMessage())
 
-    def answer(self, wire: bytes) -> None:
-        """Answer the message, and begin to watch."""
+    def _take(self, wire: bytes) -> None:
         self._wire = wire
         self.update()
 
@@ -266,7 +269,7 @@ class Watch(Stream):
             if answer != self._last:
                 self._last = answer
                 self._sending = True
-                self._send(answer)
+                self.send(answer)
 
     def _sent(self, event: Any) -> None:
         self._sending = False

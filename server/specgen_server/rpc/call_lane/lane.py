@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from queue import SimpleQueue
@@ -26,6 +27,9 @@ logger = logging.getLogger(__name__)
 _HELPERS = 2  # threads that answer the larger messages, and streams
 _MOST_HELD = 128 * 1024 * 1024  # bytes of messages that wait for a helper, or for their reader
 _SWITCH_EVERY = 0.0005  # seconds that a helper keeps Python from the lane; by default it is 0.005
+_TOGETHER = 16  # messages answered before their answers are sent
+_HOLD_BACK = 0.001  # seconds that an answer waits for others to be made, at most
+_DO_NOT_WAIT = 0.0  # a deadline that has passed
 _PATIENCE = 1.0  # seconds that a call may wait for its client while others need its place
 
 
@@ -41,6 +45,7 @@ class CallLane:
     ) -> None:
         self.calls = calls
         self.open: dict[Call, None] = {}  # the longest open first
+        self.gathered: deque[tuple[Call, bytes]] = deque()
         self.large: SimpleQueue[tuple[Call, bytes] | None] = SimpleQueue()
         self.held = Limit(max(_MOST_HELD, 4 * max_message_bytes), "bytes of messages are held")
         self.watching = threading.Lock()
@@ -119,18 +124,41 @@ class CallLane:
             raise LaneEnded(f"gRPC takes no more calls of {method.path}: error {error}")
 
     def _serve(self) -> None:
+        """Take events as they come, and answer what they brought when there are no more of them.
+
+        With one call after the other, each step found the processor's caches as gRPC, Python or
+        the kernel had left them, and took up to three times as long: docs/performance.md.
+        """
         poll = self._queue.poll
         while True:
-            event = poll()
+            event = poll(_DO_NOT_WAIT) if self.gathered else poll()
             go_on = event.tag
-            if go_on is None:
-                return
-            try:
-                go_on(event)
-            except Exception:
-                logger.exception("unexpected error on the call lane")
-                self._give_up(event)
+            if go_on is not None:
+                try:
+                    go_on(event)
+                except Exception:
+                    self._give_up(_core_of(event))
+            elif not self.gathered:
+                return  # the queue was shut down
+            if go_on is None or len(self.gathered) >= _TOGETHER or len(self.open) == 1:
+                self._answer_gathered()
             event = go_on = None  # or the call would be kept until the next event
+
+    def _answer_gathered(self) -> None:
+        while self.gathered:
+            answers = []
+            until = perf_counter() + _HOLD_BACK
+            while self.gathered and perf_counter() < until:
+                call, wire = self.gathered.popleft()
+                try:
+                    answers.append((call, call.answer(wire)))
+                except Exception:
+                    self._give_up(call.core)
+            for call, answer in answers:
+                try:
+                    call.send(answer)
+                except Exception:
+                    self._give_up(call.core)
 
     def _came(self, method: Method, event: Any) -> None:
         if not event.success:
@@ -153,10 +181,9 @@ class CallLane:
                 return True
         return False
 
-    def _give_up(self, event: Any) -> None:
-        """End the call of an event that could not be dealt with."""
-        step = getattr(event.tag, "__self__", None)
-        core = step.core if isinstance(step, Call) else event.call
+    def _give_up(self, core: Any) -> None:
+        """End a call that could not be gone on with; ask while that is being handled."""
+        logger.exception("unexpected error on the call lane")
         for call in list(self.open):
             if call.core is core:
                 self.forget(call)
@@ -166,7 +193,7 @@ class CallLane:
         while job := self.large.get():
             call, wire = job
             try:
-                call.answer(wire)
+                call.send(call.answer(wire))
             except Exception:
                 logger.exception("unexpected error in a helper of the call lane")
                 self.forget(call)
@@ -174,6 +201,12 @@ class CallLane:
             self.held.leave(len(wire))
             call.method.limit.leave()
             del job, call, wire
+
+
+def _core_of(event: Any) -> Any:
+    """Return gRPC's object for the call of an event."""
+    step = getattr(event.tag, "__self__", None)
+    return step.core if isinstance(step, Call) else event.call
 
 
 class LaneEnded(BaseException):
