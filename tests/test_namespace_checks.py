@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from specgen_client import namespace_checks
 from specgen_client.host_rule import HostBuild
 from specgen_client.namespace_checks import RULES
 from specgen_commands import host_ids
+from specgen_commands.host_ids import ids_not_to_be_mapped
 from specgen_core import IdMapping, SpecOptions, read_request
 from specgen_core.spec import make_spec
 from tvix.build.protos.build_pb2 import BuildRequest
@@ -236,8 +238,9 @@ def test_ids_that_may_be_mapped(
 ) -> None:
     for name, text in (("sub", OWN_IDS), ("map", "0 0 300000\n"), ("nsswitch.conf", nsswitch)):
         (tmp_path / name).write_text(text)
-    sub = (tmp_path / "sub", tmp_path / "sub")
-    monkeypatch.setattr(host_ids.ids_not_to_be_mapped, "__defaults__", sub)
+    sub = tmp_path / "sub"
+    of_these_files = partial(ids_not_to_be_mapped, subuid=sub, subgid=sub)
+    monkeypatch.setattr(namespace_checks, "ids_not_to_be_mapped", of_these_files)
     monkeypatch.setattr(host_ids, "_UID_MAP", tmp_path / "map")
     monkeypatch.setattr(host_ids, "_GID_MAP", tmp_path / "map")
     monkeypatch.setattr(host_ids, "_user_name", lambda: "somebody")

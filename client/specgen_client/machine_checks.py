@@ -48,8 +48,8 @@ _MACHINES = {
 @RULES.add(
     "other-system",
     "the build is for {system}, and this host, {machine}, executes no such programs, nor has it an",
-    "emulator for them (binfmt_misc): runc and crun start the build all the same, and they fail",
-    "(exec format error). Send it elsewhere",
+    "emulator for them (binfmt_misc): runc and crun start the build all the same, and its",
+    "programs fail (exec format error). Send it elsewhere",
     proven_by=("test_a_system_that_is_not_the_hosts", "test_a_system_that_is_emulated"),
 )
 def _other_system(build: HostBuild) -> HostFindings:
@@ -172,6 +172,7 @@ def _too_few_open_files(build: HostBuild) -> HostFindings:
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
+_WITHOUT_V2 = "rootless needs no limits + no cgrouppath when no permission is granted for cgroups"
 
 
 @RULES.add(
@@ -195,7 +196,7 @@ def _no_cgroup(build: HostBuild) -> HostFindings:
     else:
         controllers = [name for name, limit in limits.items() if limit]
         what = f"limits ({', '.join(controllers)})"
-        words = "container could not join or create cgroup"
+        words = _WITHOUT_V2 if _is_unified() else "container could not join or create cgroup"
     for controller in controllers:
         if directory := _closed_cgroup(controller, path):
             yield {"what": what, "directory": directory, "words": words}
@@ -207,7 +208,7 @@ def _closed_cgroup(controller: str, path: str) -> Path | None:
 
     Source: runc 1.1, libcontainer/cgroups, fs/paths.go and fs2/defaultpath.go.
     """
-    unified = (_CGROUPS / "cgroup.controllers").exists()
+    unified = _is_unified()
     top = _CGROUPS if unified else _CGROUPS / controller
     own = _own_cgroup("" if unified else controller)
     if own is None or not top.is_dir():
@@ -218,6 +219,11 @@ def _closed_cgroup(controller: str, path: str) -> Path | None:
     while not os.path.exists(at):  # noqa: PTH110 - false for what may not be looked at
         at = at.parent
     return None if os.access(at, os.W_OK, effective_ids=True) else at
+
+
+def _is_unified() -> bool:
+    """Return whether there is cgroup v2 alone: cgroups(7)."""
+    return (_CGROUPS / "cgroup.controllers").exists()
 
 
 def _own_cgroup(controller: str) -> PurePath | None:

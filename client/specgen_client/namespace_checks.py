@@ -60,10 +60,9 @@ _RESTRICTED = "kernel.apparmor_restrict_unprivileged_userns"
     proven_by=("test_apparmor_restricts_user_namespaces",),
 )
 def _no_apparmor_profile(build: HostBuild) -> HostFindings:
-    """The spec is rootless, a user other than root is to run it, and AppArmor does not let it.
+    """The spec is rootless, a user other than root is to run it, and AppArmor forbids it.
 
-    It does not where kernel.apparmor_restrict_unprivileged_userns is 1, but to programs that have a
-    profile: the runtime has none.
+    kernel.apparmor_restrict_unprivileged_userns is 1 then, and no profile is for the runtime.
     """
     if not build.rootless or os.geteuid() == 0 or not _is(_RESTRICTED, "1"):
         return
@@ -134,9 +133,9 @@ def _subordinate_ids_are_in_files() -> bool:
     proven_by=("test_no_mapping_tool",),
 )
 def _no_mapping_tool(build: HostBuild) -> HostFindings:
-    """The spec is rootless, a user other than root is to run it, and a tool for its ids is missing.
+    """The spec is rootless, for a user other than root, and newuidmap or newgidmap is missing.
 
-    newuidmap and newgidmap are. Or one is neither setuid root nor has capabilities, or is on a file
+    Or it has no privileges: it is neither setuid root nor has capabilities, or lies on a file
     system mounted nosuid.
     """
     if not build.rootless or os.geteuid() == 0:
