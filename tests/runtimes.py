@@ -111,16 +111,18 @@ def run(
     tty: bool = False,
     timeout: float = DEFAULT_TIMEOUT,
     extra_flags: Sequence[str] = (),
+    by: Sequence[str] = (),
 ) -> Outcome:
     """Run the bundle to its end.
 
     The unprivileged user must be able to reach it. ``tty`` gives the runtime a terminal,
-    which a spec with process.terminal = true needs.
+    which a spec with process.terminal = true needs. ``by`` are the words of a command that
+    executes the runtime.
     """
     with _state_dir(mode) as state:
         container = f"t-{uuid.uuid4().hex[:12]}"
         base = (runtime.name, "--root", str(state / "containers"), *runtime.flags, *extra_flags)
-        around = _surroundings(runtime, mode, state)
+        around = (*_surroundings(runtime, mode, state), *by)
         command = (*around, *base, "run", "--bundle", str(bundle), container)
         if tty:
             command = ("script", "-qec", shlex.join(command), "/dev/null")
@@ -293,12 +295,13 @@ def new_lab() -> Iterator[Lab]:
 
 
 _AS_USER = """
-import os, pwd, sys
+import ctypes, os, pwd, sys
 from specgen_client.cli import main  # while its files can be read
 user = pwd.getpwnam(sys.argv.pop(1))
 os.initgroups(user.pw_name, user.pw_gid)
 os.setresgid(*[user.pw_gid] * 3)
 os.setresuid(*[user.pw_uid] * 3)
+ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE: its /proc is its own, as after execve(2)
 main()
 """
 

@@ -13,10 +13,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import pytest
 from google.protobuf import json_format
@@ -211,3 +211,39 @@ def rows_below(page: Path, heading: str) -> list[list[str]]:
             break
         rows.append([cell.strip() for cell in line.strip("|").split("|")])
     return rows
+
+
+# --- tables of the entries in core/specgen_core/diagnostics/ and client/ ----------------
+
+
+class Entry(Protocol):
+    """A rule of diagnostics, or a check of the host."""
+
+    @property
+    def code(self) -> str: ...
+    @property
+    def sentence(self) -> str: ...
+    @property
+    def find(self) -> Callable[..., Any]: ...
+    @property
+    def proven_by(self) -> tuple[str, ...]: ...
+
+
+def assert_has_table_of(page: Path, says: str, entries: Iterable[Entry]) -> None:
+    """Hold the table with this third column to its entries; SPECGEN_REWRITE=1 writes it anew."""
+    head = f"| Code | When | {says} | Proven by |\n|---|---|---|---|\n"
+    text = page.read_text()
+    before, _, rest = text.partition(head)
+    _, _, after = rest.partition("\n\n")
+    expected = f"{before}{head}{''.join(map(_row, entries))}\n{after}"
+    if os.environ.get("SPECGEN_REWRITE") == "1":
+        page.write_text(expected)
+    assert text == expected
+
+
+def _row(entry: Entry) -> str:
+    """Return an entry's line of its table; words of a finding are in italics there."""
+    when = " ".join((entry.find.__doc__ or "").replace("``", "`").split())
+    message = re.sub(r"\{(\w+)(:\w)?\}", r"*\1*", entry.sentence).replace("|", "\\|")
+    tests = ", ".join(f"`{name}`" for name in entry.proven_by) or "seen by hand, once"
+    return f"| `{entry.code}` | {when} | {message} | {tests} |\n"

@@ -306,7 +306,8 @@ def test_what_the_host_lacks(inputs: Path, tmp_path: Path) -> None:
     )
     problems = write_bundle(request, tmp_path / "bundle", spec=spec, inputs=inputs)
     named = ", ".join(f"missing{i}" for i in range(5))
-    assert f"not in {inputs}: {named} and 2 more: runc and crun will fail" in problems
+    said = f"not in {inputs}: {named} and 2 more: runc and crun will fail [missing-input]"
+    assert said in problems
     assert any(p.startswith("not of the kind that the request says") for p in problems)
     assert any(p.startswith("/no/such, to be mounted at /no/such, is not") for p in problems)
     assert any("bash is linked dynamically" in p for p in problems)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import socket
 import stat
 from collections.abc import Callable
@@ -12,11 +13,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support import build_request, require
+from support import assert_has_table_of, build_request, require
 
 from specgen_client import mount_table, read_only_paths, write_bundle
+from specgen_client.host_checks import HOST_RULES
 from specgen_core import IdMapping, SpecOptions
 from specgen_core.answer import generate
+from specgen_core.diagnostics import CODES
 
 LOOPS = "Too many levels of symbolic links"
 
@@ -43,6 +46,34 @@ def looked_at(tmp_path: Path) -> Path:
     return path
 
 
+# --- the entries --------------------------------------------------------------------------
+
+
+def test_the_document_has_the_table_of_the_checks() -> None:
+    """SPECGEN_REWRITE=1 writes it anew."""
+    page = Path(__file__).parent.parent / "docs" / "diagnostics.md"
+    assert_has_table_of(page, "What `specgen bundle` says", HOST_RULES)
+
+
+def test_every_check_is_whole() -> None:
+    sources = [path.read_text() for path in Path(__file__).parent.glob("test_*.py")]
+    defined = {name for text in sources for name in re.findall(r"^def (test_\w+)\(", text, re.M)}
+    codes = [rule.code for rule in HOST_RULES]
+    assert len({*codes, *CODES}) == len(codes) + len(CODES)
+    for rule in HOST_RULES:
+        assert re.fullmatch(r"[a-z]+(-[a-z]+)+", rule.code)
+        assert (rule.find.__doc__ or "").strip().endswith(".")
+        assert rule.proven_by
+        assert {*rule.proven_by} <= defined
+
+
+def test_a_warning_ends_with_its_code(tmp_path: Path) -> None:
+    found = warnings(tmp_path, **ro_paths("/no/such"))
+    codes = {warning.rpartition(" [")[2].removesuffix("]") for warning in found}
+    assert "missing-source" in codes
+    assert codes <= {rule.code for rule in HOST_RULES}
+
+
 # --- read-only paths ----------------------------------------------------------------------
 
 
@@ -62,8 +93,8 @@ def test_a_read_only_path_that_is_not_there(
     (looked_at / "dangling").symlink_to("none")
     (looked_at / "loop").symlink_to("loop")
     path = looked_at / name
-    said = f"{path}, to be mounted at {path}, {why}: runc and crun will fail"
-    assert about(path, warnings(tmp_path, **ro_paths(path))) == [said]
+    [said] = about(path, warnings(tmp_path, **ro_paths(path)))
+    assert said.startswith(f"{path}, to be mounted at {path}, {why}: runc and crun will fail")
 
 
 @pytest.mark.parametrize(
@@ -106,7 +137,7 @@ def test_a_read_only_path_that_is_closed_to_the_build(
     )
     said = (
         f"{path} is closed to the build (mode {mode:o}, uid {owner[0]}, gid {owner[1]}): it will be"
-        " mounted, and the build cannot look at it"
+        " mounted, and the build cannot look at it (permission denied) [closed-read-only-path]"
     )
     assert found == ([] if can else [said])
 

@@ -26,6 +26,7 @@ from .copying import Progress, write_inputs
 from .files import write_new
 from .given_spec import decoded
 from .host_checks import host_problems
+from .host_rule import HostBuild
 from .owners import build_owner, close_to_others, give_away, has_user_namespace
 from .placing import new_contents
 from .skeleton import Tree, tree_of
@@ -56,7 +57,7 @@ def write_bundle(
         progress: what to call after each input that was copied.
 
     Returns:
-        What will keep it from running on this host, a sentence each.
+        What will keep it from running on this host: a sentence each, with its code behind it.
 
     Raises:
         InvalidRequest: the request breaks rules.
@@ -71,13 +72,15 @@ def write_bundle(
     owner = build_owner(config)
     problems = [
         *host_problems(
-            read,
-            config,
-            directory.absolute(),
-            inputs,
-            copied=copy_inputs,
-            said={found.code for found in spec.diagnostics},
-            min_memory=request.constraints.min_memory,
+            HostBuild(
+                request=read,
+                spec=config,
+                bundle=directory.absolute(),
+                inputs=inputs,
+                copied=copy_inputs,
+                said={found.code for found in spec.diagnostics},
+                min_memory=request.constraints.min_memory,
+            )
         )
     ]
     if force and inputs is not None and inputs.resolve().is_relative_to(directory.resolve()):
@@ -89,8 +92,8 @@ def write_bundle(
         _write_tree(tree, fd, owner if as_root else None)
         write_inputs(read, fd, inputs, copy=copy_inputs, progress=progress)
         write_new(fd, "config.json", spec.json.encode())
-        if not as_root:
-            problems += give_away(fd, owner, rootless=has_user_namespace(config))
+        if not as_root and has_user_namespace(config):
+            give_away(fd, owner)
     return problems
 
 

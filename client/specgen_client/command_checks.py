@@ -4,88 +4,157 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
-from pathlib import Path
+from functools import lru_cache
+from typing import Any
 
-from specgen_core import Request, oci
 from specgen_core.text import quoted
 
+from .host_rule import HostBuild, HostFindings, HostRules
 from .program import Program
 from .sandbox import CannotKnow, File, Sandbox
 
-__all__ = ["command_problems"]
+RULES = HostRules()
 
 _SHELL = "/bin/sh"
 _INTERPRETERS = 4  # of scripts by scripts: Linux, fs/exec.c, exec_binprm
 
 
-def command_problems(
-    request: Request, spec: oci.Spec, inputs: Path | None, *, copied: bool, look_at_command: bool
-) -> Iterator[str]:
-    """Yield why execve(2) of the command, or of the sandbox shell, would fail.
-
-    Args:
-        request: the request that the spec is of.
-        spec: its config.json.
-        inputs: the directory that becomes the bundle's inputs/; None if that stays empty.
-        copied: by being copied, and not by a link.
-        look_at_command: False where a diagnostic has said it of the command.
-    """
-    sandbox = Sandbox(request, spec, inputs, copied=copied)
-    programs = {}
-    command = spec.process.args[0]
-    if look_at_command and "/" in command:
-        programs[command] = f"the command {quoted(command)}"
-    if request.constraints.provide_bin_sh:
-        source = next(m.source for m in spec.mounts if m.destination == _SHELL)
-        programs[_SHELL] = f"the sandbox shell {source}"
-    for path, what in programs.items():
-        if why := _why_not(sandbox, path):
-            yield f"{what} {why}"
+@RULES.add(
+    "no-program",
+    "{what} is nothing to execute: {place}, {error}. runc and crun fail",
+    proven_by=("test_a_command_that_is_not_there",),
+)
+def _no_program(build: HostBuild) -> HostFindings:
+    """The command or the sandbox shell is not there."""
+    yield from _that_fail(build, "no-program")
 
 
-def _why_not(sandbox: Sandbox, path: str, scripts: int = 0) -> str:
-    """Return why a program does not start; empty if it does, or if only the runtime can know."""
+@RULES.add(
+    "program-is-directory",
+    "{what} is a directory: runc and crun fail (permission denied)",
+    proven_by=("test_a_sandbox_shell_that_cannot_start",),
+)
+def _program_is_directory(build: HostBuild) -> HostFindings:
+    """It is a directory."""
+    yield from _that_fail(build, "program-is-directory")
+
+
+@RULES.add(
+    "closed-program",
+    "{what} may not be executed by the build (mode {mode:o}): runc and crun fail (permission",
+    "denied)",
+    proven_by=("test_a_command_that_cannot_start", "test_a_sandbox_shell_that_cannot_start"),
+)
+def _closed_program(build: HostBuild) -> HostFindings:
+    """The build may not execute it, by its mode."""
+    yield from _that_fail(build, "closed-program")
+
+
+@RULES.add(
+    "no-loader",
+    "{what} is linked dynamically, and the build will not have its {loader}: {place} will not",
+    'start (runc: "no such file or directory", crun: "missing dynamic library?"). Name a static',
+    "one, such as --sandbox-shell /usr/bin/busybox, or add what it needs",
+    proven_by=("test_a_command_that_cannot_start", "test_dynamic_shell"),
+)
+def _no_loader(build: HostBuild) -> HostFindings:
+    """It is linked dynamically, as a host's /bin/sh is, and its loader is not in the sandbox."""
+    yield from _that_fail(build, "no-loader")
+
+
+@RULES.add(
+    "no-program-format",
+    "{what} is neither an ELF file nor a script that begins with #! and its interpreter: runc and",
+    "crun fail (exec format error)",
+    proven_by=("test_a_command_that_cannot_start", "test_a_sandbox_shell_that_cannot_start"),
+)
+def _no_program_format(build: HostBuild) -> HostFindings:
+    """It is neither an ELF file nor begins with ``#!``."""
+    yield from _that_fail(build, "no-program-format")
+
+
+@RULES.add(
+    "script-in-cr-lf",
+    "{what} is a script whose lines end in CR LF, and so does the name of its interpreter: runc",
+    "and crun fail (no such file or directory). End its lines in LF",
+    proven_by=("test_a_command_that_cannot_start",),
+)
+def _script_in_cr_lf(build: HostBuild) -> HostFindings:
+    """It is a script whose first line ends in CR LF, just behind its interpreter."""
+    yield from _that_fail(build, "script-in-cr-lf")
+
+
+@RULES.add(
+    "no-interpreter",
+    "{what} is a script for {interpreter}, which cannot be executed in the sandbox: runc and crun",
+    "fail (no such file or directory, or permission denied). Add it to the build's inputs",
+    proven_by=("test_a_command_that_cannot_start", "test_a_sandbox_shell_that_cannot_start"),
+)
+def _no_interpreter(build: HostBuild) -> HostFindings:
+    """It is a script whose interpreter cannot be executed, for one of these reasons."""
+    yield from _that_fail(build, "no-interpreter")
+
+
+def _that_fail(build: HostBuild, code: str) -> HostFindings:
+    for what, (why, words) in _failures(build):
+        if why == code:
+            yield {"what": what, **words}
+
+
+_Failure = tuple[str, dict[str, Any]]
+"""Why execve(2) fails: the code, and what its sentence wants but for ``what``."""
+
+
+@lru_cache(maxsize=1)  # for all checks of a build
+def _failures(build: HostBuild) -> list[tuple[str, _Failure]]:
+    """Return why the command, and the sandbox shell, cannot be executed."""
+    sandbox = Sandbox(build.request, build.spec, build.inputs, copied=build.copied)
+    programs = _programs(build)
+    return [(what, why) for path, what in programs if (why := _why_not(sandbox, path))]
+
+
+def _programs(build: HostBuild) -> Iterator[tuple[str, str]]:
+    command = build.spec.process.args[0]
+    has_shell = build.request.constraints.provide_bin_sh
+    # a diagnostic may have said it of the command
+    if (
+        "unusable-command" not in build.said
+        and "/" in command
+        and not (has_shell and command == _SHELL)
+    ):
+        yield command, f"the command {quoted(command)}"
+    if has_shell:
+        source = next(m.source for m in build.spec.mounts if m.destination == _SHELL)
+        yield _SHELL, f"the sandbox shell {source}"
+
+
+def _why_not(sandbox: Sandbox, path: str, scripts: int = 0) -> _Failure | None:
+    """Return why a program does not start; None if it does, or if only the runtime can know."""
     try:
         file = sandbox.find(path)
     except CannotKnow:
-        return ""
+        return None
     except OSError as error:
         strerror = (error.strerror or "").lower()
-        return f"is nothing to execute: {error.filename}, {strerror}. runc and crun fail"
-    mode = stat.S_IMODE(file.status.st_mode)
+        return "no-program", {"place": error.filename, "error": strerror}
     if stat.S_ISDIR(file.status.st_mode):
-        return "is a directory: runc and crun fail (permission denied)"
+        return "program-is-directory", {}
     if not file.executable:
-        return (
-            f"may not be executed by the build (mode {mode:o}): runc and crun fail"
-            " (permission denied)"
-        )
-    return _why_not_program(sandbox, file, file.program, scripts) if file.program else ""
+        return "closed-program", {"mode": stat.S_IMODE(file.status.st_mode)}
+    return _why_not_program(sandbox, file, file.program, scripts) if file.program else None
 
 
-def _why_not_program(sandbox: Sandbox, file: File, program: Program, scripts: int) -> str:
+def _why_not_program(
+    sandbox: Sandbox, file: File, program: Program, scripts: int
+) -> _Failure | None:
     if program.is_elf:
         if program.loader and _why_not(sandbox, program.loader):
-            return (
-                f"is linked dynamically, and the build will not have its {program.loader}:"
-                f" {file.path} will not start (no such file or directory). Name a static one, such"
-                " as --sandbox-shell /usr/bin/busybox, or add what it needs"
-            )
-        return ""
+            return "no-loader", {"loader": program.loader, "place": file.path}
+        return None
     if not program.is_script:
-        return (
-            "is neither an ELF file nor a script that begins with #! and its interpreter: runc"
-            " and crun fail (exec format error)"
-        )
+        return "no-program-format", {}
     if program.interpreter.endswith("\r"):
-        return (
-            "is a script whose lines end in CR LF, and so does the name of its interpreter: runc"
-            " and crun fail (no such file or directory). End its lines in LF"
-        )
+        return "script-in-cr-lf", {}
     if scripts < _INTERPRETERS and _why_not(sandbox, program.interpreter, scripts + 1):
-        return (
-            f"is a script for {quoted(program.interpreter)}, which cannot be executed in the"
-            " sandbox: runc and crun fail (no such file or directory, or permission denied)."
-            " Add it to the build's inputs"
-        )
-    return ""
+        return "no-interpreter", {"interpreter": quoted(program.interpreter)}
+    return None

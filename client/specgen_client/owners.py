@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 
 from specgen_core import BUILD_GID, BUILD_UID, oci
 
@@ -82,7 +81,7 @@ def close_to_others(directory: int, spec: oci.Spec) -> None:
     os.fchmod(directory, 0o710)
 
 
-def give_away(bundle: int, owner: tuple[int, int] | None, *, rootless: bool) -> Iterator[str]:
+def give_away(bundle: int, owner: tuple[int, int] | None) -> None:
     """Give the scratch directories to the build's user, without being root.
 
     In a user namespace the build can write to them as well while they are still ours, by
@@ -90,15 +89,8 @@ def give_away(bundle: int, owner: tuple[int, int] | None, *, rootless: bool) -> 
     """
     scratch = open_below(bundle, "scratch")
     try:
-        if owner is None or owner == (os.geteuid(), os.getegid()) or not os.listdir(scratch):  # noqa: PTH208
-            return
-        if not rootless:
-            yield (
-                "the scratch directories are yours, and a rootful build, as uid "
-                f"{BUILD_UID}, cannot write there: write this bundle as root"
-            )
-            return
-        with contextlib.suppress(CannotMap):
-            chown_to_subordinate(*owner, scratch)
+        if owner is not None and owner != (os.geteuid(), os.getegid()) and os.listdir(scratch):  # noqa: PTH208
+            with contextlib.suppress(CannotMap):
+                chown_to_subordinate(*owner, scratch)
     finally:
         os.close(scratch)

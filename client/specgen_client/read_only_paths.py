@@ -8,48 +8,75 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import lru_cache
 from itertools import islice
 
+from .host_rule import HostBuild, HostFindings, HostRules
 from .mount_table import mount_points
 
-__all__ = ["read_only_path_problems"]
+RULES = HostRules()
 
 _NAMED = 5
 _LOOKED_AT = 20_000
 """Entries of all paths together: a store has millions."""
 
 
-def read_only_path_problems(sources: Iterable[str]) -> Iterator[str]:
-    """Yield sentences about what is not read-only below directories and files of this host."""
-    sources = list(dict.fromkeys(sources))
+@RULES.add(
+    "mounts-below-read-only-path",
+    "{source} has other mounts below it: {found}; runc, and mostly crun, make only the uppermost",
+    "one read-only, so a build may write to these",
+    proven_by=("test_a_mount_below_a_read_only_path", "test_mounts_below"),
+)
+def _mounts_below(build: HostBuild) -> HostFindings:
+    """A read-only path has other mounts below it that are not read-only."""
     mounted = [point.path for point in mount_points() if not point.read_only]
-    for source in sources:
+    for source in _sources(build):
         real = os.path.realpath(source)
-        below = [str(path) for path in mounted if real in map(str, path.parents)]
-        if below:
-            yield (
-                f"{source} has other mounts below it: {_listed(below)}; runc, and mostly crun,"
-                " make only the uppermost one read-only, so a build may write to these"
-            )
+        if below := [str(path) for path in mounted if real in map(str, path.parents)]:
+            yield {"source": source, "found": _listed(below)}
+
+
+@RULES.add(
+    "sockets-below-read-only-path",
+    "{source} has unix sockets: {found}; a build can connect to them and ask what listens there",
+    "for anything, read-only or not",
+    proven_by=("test_what_is_below_a_read_only_path",),
+)
+def _sockets(build: HostBuild) -> HostFindings:
+    """A read-only path is a unix socket, or has some below it."""
+    for source, found in _special_files(build)[0].items():
+        yield {"source": source, "found": _listed(found)}
+
+
+@RULES.add(
+    "devices-below-read-only-path",
+    "{source} has device nodes: {found}; a build can write to them where their mode and the",
+    "runtime's device rules let it",
+    proven_by=("test_what_is_below_a_read_only_path",),
+)
+def _devices(build: HostBuild) -> HostFindings:
+    """A read-only path has device nodes below it."""
+    for source, found in _special_files(build)[1].items():
+        yield {"source": source, "found": _listed(found)}
+
+
+@lru_cache(maxsize=1)  # for both checks of a build
+def _special_files(build: HostBuild) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Return the sockets, and the devices, of each path that has some."""
     sockets: dict[str, list[str]] = {}
     devices: dict[str, list[str]] = {}
-    entries = ((source, *entry) for source in sources for entry in _entries(source))
+    entries = ((source, *entry) for source in _sources(build) for entry in _entries(source))
     for source, path, mode in islice(entries, _LOOKED_AT):
         if stat.S_ISSOCK(mode):
             sockets.setdefault(source, []).append(path)
         elif (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)) and path != source:  # not asked for by name
             devices.setdefault(source, []).append(path)
-    for source, found in sockets.items():
-        yield (
-            f"{source} has unix sockets: {_listed(found)}; a build can connect to them and ask what"
-            " listens there for anything, read-only or not"
-        )
-    for source, found in devices.items():
-        yield (
-            f"{source} has device nodes: {_listed(found)}; a build can write to them where their"
-            " mode and the runtime's device rules let it"
-        )
+    return sockets, devices
+
+
+def _sources(build: HostBuild) -> list[str]:
+    return list(dict.fromkeys(build.request.constraints.available_ro_paths))
 
 
 def _entries(path: str) -> Iterator[tuple[str, int]]:

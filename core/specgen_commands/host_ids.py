@@ -20,7 +20,13 @@ from typing import NamedTuple
 
 from specgen_core import BUILD_GID, BUILD_UID, IdMapping
 
-__all__ = ["NoSubordinateIds", "Persons", "all_own_ids", "host_id_mappings"]
+__all__ = [
+    "NoSubordinateIds",
+    "Persons",
+    "all_own_ids",
+    "host_id_mappings",
+    "ids_not_to_be_mapped",
+]
 
 _NOBODY = 65534
 _SUBUID = Path("/etc/subuid")
@@ -125,6 +131,18 @@ def all_own_ids(
     return mappings(uids), mappings(gids)
 
 
+def ids_not_to_be_mapped(
+    uids: Iterable[range], gids: Iterable[range], subuid: Path = _SUBUID, subgid: Path = _SUBGID
+) -> tuple[list[range], list[range]]:
+    """Return which of these uids and gids of the host the effective user may not map.
+
+    Raises:
+        OSError: a file is there and cannot be read.
+    """
+    own_uids, own_gids = _ids(subuid, subgid)
+    return _without(uids, own_uids.to_map()), _without(gids, own_gids.to_map())
+
+
 def _ids(subuid: Path, subgid: Path, persons: Persons | None = None) -> tuple[_Ids, _Ids]:
     persons = persons or _of_host()
     return (
@@ -154,6 +172,13 @@ class _Ids:
             build_id, *nobody = islice(self.own_without_the_runner(), 2)
         mapped = [IdMapping(0, root, 1), IdMapping(build, build_id, 1)]
         return *mapped, *(IdMapping(_NOBODY, id_, 1) for id_ in nobody)
+
+    def to_map(self) -> list[range]:
+        """Return all ids that the user may map: user_namespaces(7), newuidmap(1)."""
+        if os.geteuid() == 0:
+            return self._there()
+        own = range(self.runner, self.runner + 1)
+        return [own, *_within(self._entries(lambda owner: owner in _names()), self._there())]
 
     def own_without_the_runner(self) -> range:
         """Return the ids of the user's first entry, but for the runner's own.
