@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import corpus
 import pytest
 from support import GOLDEN, GOLDEN_NAMES, golden_case
 
+import corpus
 from specgen_core import IdMapping, SpecOptions, diagnose, read_request
 
 
