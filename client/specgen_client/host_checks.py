@@ -9,7 +9,7 @@ import os
 import pwd
 import resource
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from specgen_core import BUILD_GID, BUILD_UID, Request, oci
@@ -59,6 +59,7 @@ def host_problems(
     ro_paths = request.constraints.available_ro_paths
     yield from (f"{path} {why}" for path in ro_paths if (why := _closed_to_build(path, spec)))
     yield from read_only_path_problems(ro_paths)
+    yield from _denied_devices(ro_paths, spec)
     yield from _borrowed_ids(spec)
     yield from _not_roots(bundle)
     sources = [mount.source for mount in binds]
@@ -158,6 +159,32 @@ def _closed_to_build(path: str, spec: oci.Spec) -> str:
         f"is closed to the build (mode {stat.S_IMODE(mode):o}, uid {status.st_uid}, gid"
         f" {status.st_gid}): it will be mounted, and the build cannot look at it"
     )
+
+
+# runc, libcontainer/specconv, AllowedDevices: null, zero, full, random, urandom, tty, console, ptmx
+_OF_EVERY_CONTAINER = {(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)}
+
+
+def _denied_devices(ro_paths: Iterable[str], spec: oci.Spec) -> Iterator[str]:
+    """Rules are by number, wherever the node lies; of those in /dev a diagnostic speaks already."""
+    rules = spec.linux.resources.devices
+    allowed = {(rule.type, rule.major, rule.minor) for rule in rules if rule.allow}
+    if os.geteuid() != 0 or not rules:  # a user's builds have no device rules
+        return
+    for path in ro_paths:
+        try:
+            status = os.stat(path)  # noqa: PTH116
+        except OSError:
+            continue  # said already
+        type_ = "c" if stat.S_ISCHR(status.st_mode) else "b" if stat.S_ISBLK(status.st_mode) else ""
+        number = os.major(status.st_rdev), os.minor(status.st_rdev)
+        is_every = type_ == "c" and number in _OF_EVERY_CONTAINER
+        if type_ and not is_every and (type_, *number) not in allowed and path[:5] != "/dev/":
+            yield (
+                f"{path} is a device that the spec's rules deny: a build gets \"Operation not"
+                f' permitted" on runc, and on crun where that makes a cgroup. Add --device'
+                f" {path}:{type_}:{number[0]}:{number[1]}:rw"
+            )
 
 
 _NOBODY = 65534
