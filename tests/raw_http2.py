@@ -37,9 +37,10 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     )
 
 
-def header(name: str, value: str) -> bytes:
+def header(name: str, value: str | bytes) -> bytes:
     """Encode a header literally, without Huffman or index (RFC 7541, 6.2.2)."""
-    return b"\0" + bytes((len(name),)) + name.encode() + bytes((len(value),)) + value.encode()
+    data = value if isinstance(value, bytes) else value.encode()
+    return b"\0" + bytes((len(name),)) + name.encode() + bytes((len(data),)) + data
 
 
 @dataclass
@@ -54,7 +55,7 @@ class RawConnection:
     windows: dict[int, int] = field(default_factory=lambda: {0: 65_535})
     """What the server lets us send, by stream; of the whole connection at 0."""
 
-    def begin(self, path: str) -> int:
+    def begin(self, path: str, *more: tuple[str, str | bytes]) -> int:
         """Send the headers of a call, and return its stream."""
         stream, self.next_stream = self.next_stream, self.next_stream + 2
         self.windows[stream] = self.first_window
@@ -65,14 +66,15 @@ class RawConnection:
             (":authority", self.authority),
             ("te", "trailers"),
             ("content-type", "application/grpc"),
+            *more,
         )
         block = b"".join(header(name, value) for name, value in fields)
         self.socket.sendall(frame(HEADERS, END_HEADERS, stream, block))
         return stream
 
-    def call(self, path: str, wire: bytes) -> int:
+    def call(self, path: str, wire: bytes, *more: tuple[str, str | bytes]) -> int:
         """Send a whole call, as the server grants windows, and return its stream."""
-        stream = self.begin(path)
+        stream = self.begin(path, *more)
         message = b"\0" + struct.pack(">I", len(wire)) + wire
         while message:
             room = min(self.windows[0], self.windows[stream], 16_384)

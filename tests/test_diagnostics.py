@@ -7,14 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import (
-    GOLDEN_NAMES,
-    assert_has_table_of,
-    build_request,
-    bulk_cases,
-    file,
-    golden_case,
-)
+from support import GOLDEN_NAMES, assert_has_table_of, build_request, file, golden_case
 
 from specgen_core import IdMapping, SpecOptions, diagnose, read_request
 from specgen_core.diagnostics import CODES, RULES
@@ -66,14 +59,6 @@ def test_nothing_to_say_of_what_runs(name: str) -> None:
         "no_scratch_no_outputs": [*expected, "read-only-working-dir"],
     }.get(name, expected)
     assert [one.code for one in diagnose(read_request(case), SpecOptions(**QUIET))] == expected
-
-
-def test_nothing_to_say_of_real_builds() -> None:
-    """But that those for i686 see another machine: they do."""
-    for case in bulk_cases():
-        request = read_request(case.request)
-        expected = ["needs-personality"] if request.constraints.system == "i686-linux" else []
-        assert [one.code for one in diagnose(request, SpecOptions(**QUIET))] == expected
 
 
 ROOT = IdMapping(0, 0, 1)

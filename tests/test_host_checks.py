@@ -179,6 +179,47 @@ def test_what_is_below_a_read_only_path(
     )
 
 
+FUSE = os.makedev(10, 229)
+
+
+@pytest.mark.parametrize(
+    ("number", "options", "is_denied"),
+    [
+        pytest.param(FUSE, {}, True, id="no_rule"),
+        pytest.param(FUSE, {"devices": ("{path}:c:10:229:rw",)}, False, id="its_own"),
+        pytest.param(FUSE, {"devices": ("{path}:b:10:229:rw",)}, True, id="of_another_type"),
+        pytest.param(FUSE, {"device_rules": "none"}, False, id="no_rules"),
+        pytest.param(os.makedev(1, 3), {}, False, id="of_every_container"),
+    ],
+)
+@pytest.mark.parametrize("by_link", [False, True])
+def test_a_device_outside_dev(
+    number: int,
+    options: dict[str, Any],
+    is_denied: bool,
+    by_link: bool,
+    looked_at: Path,
+    tmp_path: Path,
+) -> None:
+    require(os.geteuid() == 0, "root")
+    path = looked_at / "node"
+    os.mknod(path, stat.S_IFCHR, number)
+    path.chmod(0o666)
+    if by_link:
+        (looked_at / "link").symlink_to(path)
+        path = looked_at / "link"
+    if "devices" in options:
+        options = {"devices": tuple(text.format(path=path) for text in options["devices"])}
+    quiet = SpecOptions(skeleton=True, terminal=False, rootless=False)
+    found = about(path, warnings(tmp_path, quiet.override(**options), **ro_paths(path)))
+    said = (
+        f'{path} is a device that the spec\'s rules deny: a build gets "Operation not permitted"'
+        f" on runc, and on crun where that makes a cgroup. Add --device {path}:c:10:229:rw"
+        " [denied-device]"
+    )
+    assert found == ([said] if is_denied else [])
+
+
 def test_a_store_is_not_looked_through_to_its_end(
     looked_at: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

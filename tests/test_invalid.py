@@ -479,6 +479,15 @@ def test_all_violations_at_once() -> None:
     ]
 
 
+@pytest.mark.parametrize("count", [1, 4, 5, 50])
+def test_a_broken_scratch_path_hides_no_output(count: int) -> None:
+    """However many there are: an output is looked for in those that are sound."""
+    scratch = [*(f"s{i:02}" for i in range(count)), "t//"]
+    outputs = ["s00/out", "nowhere/out"]
+    violated = violations_of(build_request(scratch_paths=scratch, outputs=outputs))
+    assert [field for field, _ in violated] == [f"scratch_paths[{count}]", "outputs[1]"]
+
+
 def test_all_rules_that_one_path_breaks() -> None:
     assert violations_of(build_request(working_dir="/a//../b\0/")) == [
         ("working_dir", f'{rule}, is "/a//../b\\x00/"') for rule in (LEADING, SLASH, DOTS, NUL)

@@ -15,7 +15,8 @@ from typing import IO, Any
 
 import grpc
 import pytest
-from support import RunningServer, build_request, running_server
+from raw_http2 import DATA, connected
+from support import build_request, running_server
 from test_metrics import of, scrape
 from test_workers import wait_until
 
@@ -257,12 +258,32 @@ def test_a_refused_call_names_its_first_field(tmp_path: Path) -> None:
     assert (line["code"], line["field"]) == ("INVALID_ARGUMENT", "command_args")
 
 
-def test_a_request_id_from_outside_cannot_forge_a_line(server: RunningServer) -> None:
-    """Metadata is printable ASCII by HTTP/2's own rules: gRPC sends nothing else."""
+@pytest.mark.parametrize(
+    ("sent", "logged_as"),
+    [
+        pytest.param(b"a\x1b[2Jb", "a\\x1b[2Jb", id="escape"),
+        pytest.param(b"a\nINJECTED line", "a\\nINJECTED line", id="newline"),
+        pytest.param(b"a\r\nX", "a\\r\\nX", id="carriage_return"),
+        pytest.param(b"a\x00b", "a\\x00b", id="nul"),
+        pytest.param(b"\xc3\xa9\xe2\x80\xa8x", "\u00e9\\u2028x", id="line_separator"),
+        pytest.param(b"\xe2\x80\xae rtl", "\\u202e rtl", id="direction"),
+    ],
+)
+def test_a_request_id_that_no_grpc_client_sends(
+    tmp_path: Path, way: str, sent: bytes, logged_as: str
+) -> None:
+    """HTTP/2 forbids these bytes in a header, and gRPC's server lets them in."""
+    flags = ("--workers", "1", "--log-format", "json", way)
     with (
-        grpc.insecure_channel(server.address) as channel,
-        pytest.raises((grpc.RpcError, ValueError)),
+        running_server("127.0.0.1:0", tmp_path / "log", *flags) as server,
+        connected(server.address) as connection,
     ):
-        SpecServiceStub(channel).GenerateSpec(
-            build_request(), timeout=5, metadata=(("x-request-id", "a\nb"),)
-        )
+        connection.call(GENERATE, build_request().SerializeToString(), ("x-request-id", sent))
+        while connection.read()[0] != DATA:
+            pass
+        wait_until(lambda: calls(server.log) != [], "the line")
+        (line,) = calls(server.log)
+    assert (line["code"], line["request_id"]) == ("OK", logged_as)
+
+
+GENERATE = "/specgen.v1.SpecService/GenerateSpec"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -397,6 +398,29 @@ def test_file_system_flags(runtime: Runtime, mode: Mode, lab: Lab, guarded: Path
         assert "operation not permitted" in outcome.output
     else:
         assert outcome.exit_code == 0, outcome.output
+
+
+@pytest.mark.parametrize("denied", [True, False])
+def test_a_device_outside_dev(denied: bool, lab: Lab) -> None:
+    """On runc: crun makes no cgroup where these tests run it."""
+    require_runtime(RUNC, Mode.ROOTFUL)
+    require(Path("/dev/fuse").is_char_device(), "/dev/fuse")
+    with tempfile.TemporaryDirectory(prefix="specgen-", dir="/var/tmp") as name:
+        Path(name).chmod(0o755)
+        node = Path(name) / "node"
+        os.mknod(node, stat.S_IFCHR, Path("/dev/fuse").stat().st_rdev)
+        node.chmod(0o666)
+        constraints = script("true", available_ro_paths=[str(node)])["constraints"]
+        request, _ = scripted(lab, f"exec 3<>{node}", constraints=constraints)
+        allow = f"{node}:c:10:229:rw"
+        bundle, warning = warned(
+            lab, Mode.ROOTFUL, request, *(() if denied else ("--device", allow))
+        )
+        outcome = run(RUNC, Mode.ROOTFUL, bundle)
+    assert (f"{node} is a device that the spec's rules deny" in warning) == denied
+    assert (f"Add --device {allow}" in warning) == denied
+    assert ("Operation not permitted" in outcome.output) == denied
+    assert (outcome.exit_code == 0) != denied
 
 
 # --- without root ---------------------------------------------------------------------

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -13,7 +15,10 @@ import pytest
 import yaml
 from support import RunningServer, build_request, file, running_server
 
+from specgen.v1.specgen_pb2 import GenerateSpecsRequest
 from specgen_server.process.cli import main as specgen_server
+from specgen_server.rpc.service import SpecService
+from specgen_server.telemetry.stats import CallRecord
 from tvix.build.protos.build_pb2 import BuildRequest
 
 ROOT = Path(__file__).parent.parent
@@ -155,3 +160,20 @@ def test_the_base_stays_within_its_limit_under_a_flood(tmp_path: Path) -> None:
             channel.close()
         assert codes <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
         assert _peak(server) <= _bytes(BASE["resources"]["limits"]["memory"])
+
+
+@pytest.mark.parametrize("build", [build_request(), build_request(command_args=[])])
+def test_a_stream_keeps_nothing_of_its_builds(build: BuildRequest) -> None:
+    """However long it goes on, and whether they are sound or refused."""
+    call = SimpleNamespace(record=CallRecord("GenerateSpecs"), metadata=(), is_active=lambda: True)
+    service = SpecService()
+    message = GenerateSpecsRequest(requests=[build] * 50).SerializeToString()
+    service.generate_specs(message, call)  # what is kept once
+    tracemalloc.start()
+    try:
+        for _ in range(100):
+            service.generate_specs(message, call)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 5000 * 8  # not so much as a reference to each

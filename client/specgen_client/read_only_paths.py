@@ -61,6 +61,36 @@ def _devices(build: HostBuild) -> HostFindings:
         yield {"source": source, "found": _listed(found)}
 
 
+@RULES.add(
+    "denied-device",
+    '{source} is a device that the spec\'s rules deny: a build gets "Operation not permitted" on',
+    "runc, and on crun where that makes a cgroup. Add --device {device}",
+    proven_by=("test_a_device_outside_dev",),
+)
+def _denied_device(build: HostBuild) -> HostFindings:
+    """A read-only path is a device outside /dev that the spec's rules deny, and root runs it."""
+    # rules are by number, wherever the node lies; of those in /dev a diagnostic speaks already
+    rules = build.spec.linux.resources.devices
+    allowed = {(rule.type, rule.major, rule.minor) for rule in rules if rule.allow}
+    if os.geteuid() != 0 or not rules:  # a user's builds have no device rules
+        return
+    for source in _sources(build):
+        try:
+            status = os.stat(source)  # noqa: PTH116
+        except (OSError, ValueError):
+            continue  # said already
+        type_ = "c" if stat.S_ISCHR(status.st_mode) else "b" if stat.S_ISBLK(status.st_mode) else ""
+        number = os.major(status.st_rdev), os.minor(status.st_rdev)
+        of_every_container = type_ == "c" and number in _OF_EVERY_CONTAINER
+        is_known = of_every_container or (type_, *number) in allowed
+        if type_ and not is_known and not source.startswith("/dev/"):
+            yield {"source": source, "device": f"{source}:{type_}:{number[0]}:{number[1]}:rw"}
+
+
+# runc, libcontainer/specconv, AllowedDevices: null, zero, full, random, urandom, tty, console, ptmx
+_OF_EVERY_CONTAINER = {(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)}
+
+
 @lru_cache(maxsize=1)  # for both checks of a build
 def _special_files(build: HostBuild) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Return the sockets, and the devices, of each path that has some."""
