@@ -57,7 +57,9 @@ def connection_flags(command: F) -> F:
     for flag in (
         click.option("--tls-key", type=_FILE, help="Private key of --tls-cert (PEM)."),
         click.option(
-            "--tls-cert", type=_FILE, help="Client certificate, for a server that asks for one (PEM)."
+            "--tls-cert",
+            type=_FILE,
+            help="Client certificate, for a server that asks for one (PEM).",
         ),
         click.option("--tls-ca", type=_FILE, help="CA to trust instead (PEM); implies --tls."),
         click.option("--tls", is_flag=True, help="Use TLS, and trust the system's CAs."),

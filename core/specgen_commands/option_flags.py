@@ -196,13 +196,15 @@ def _flags(default: Mapping[str, str]) -> tuple[Callable[[F], F], ...]:
             "--pids", type=click.IntRange(min=1), help="How many processes the build may have."
         ),
         click.option(
-            "--cgroups-path", metavar="PATH", help="The path of the build's cgroup (linux.cgroupsPath)."
+            "--cgroups-path",
+            metavar="PATH",
+            help="The path of the build's cgroup (linux.cgroupsPath).",
         ),
         click.option(
             "--seccomp",
             type=click.Choice(get_args(Seccomp)),
-            help="Whether builds run under Nix's seccomp filter (nix): chmod sets no setuid or setgid"
-            " bits, and there are no extended attributes.",
+            help="Whether builds run under Nix's seccomp filter (nix): chmod sets no setuid or"
+            " setgid bits, and there are no extended attributes.",
         ),
         click.option(
             "--personality",

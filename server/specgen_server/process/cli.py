@@ -76,7 +76,9 @@ _FILE = click.Path(dir_okay=False)
     help="HOST:PORT or unix:///PATH. Repeatable. Port 0 takes a free one, which the log names.",
 )
 @click.option("--unix-mode", type=_OctalType(), default="660", help="Mode of unix sockets.")
-@click.option("--unix-group", metavar="NAME", help="Group of unix sockets.  [default: the server's own]")
+@click.option(
+    "--unix-group", metavar="NAME", help="Group of unix sockets.  [default: the server's own]"
+)
 @click.option(
     "--tls-cert",
     cls=_Guard,
@@ -84,7 +86,9 @@ _FILE = click.Path(dir_okay=False)
     type=_FILE,
     help="Use TLS on tcp, with this certificate chain (PEM).",
 )
-@click.option("--tls-key", cls=_Guard, callback=_file, type=_FILE, help="Private key of --tls-cert (PEM).")
+@click.option(
+    "--tls-key", cls=_Guard, callback=_file, type=_FILE, help="Private key of --tls-cert (PEM)."
+)
 @click.option(
     "--tls-client-ca",
     cls=_Guard,
