@@ -167,7 +167,7 @@ def test_a_worker_that_falls_silent_is_replaced(tmp_path: Path) -> None:
             workers = children(server.process.pid)
             return len(workers) == 2 and stopped not in workers
 
-        wait_until(replaced, "a new worker", 30)
+        wait_until(replaced, "a new worker", 60)
         assert answers(server.address)
         log = server.log.read_text()
         assert "worker 0 is silent: killing it" in log
