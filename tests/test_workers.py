@@ -284,4 +284,4 @@ def test_another_signal_ends_it_at_once(tmp_path: Path, workers: str) -> None:
         wait_until(lambda: "stopping" in server.log.read_text(), "the first signal seen")
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(5) == 1
-        assert not any(map(alive, started))
+        wait_until(lambda: not any(map(alive, started)), "workers that are gone", 5)
