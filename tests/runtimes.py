@@ -249,6 +249,7 @@ class Lab:
         directory.mkdir(exist_ok=True)
         tools = directory / "tools"
         if not tools.exists():
+            require(SHELL, "busybox")
             tools.mkdir()
             shutil.copyfile(SHELL, tools / "busybox")
             (tools / "busybox").chmod(0o755)

@@ -14,13 +14,12 @@ import click
 import kubernetes_validate
 import pytest
 import yaml
-from google.protobuf import json_format
 from support import require_program
 
+from specgen_client import read_request_file
 from specgen_client.cli import main as specgen
 from specgen_core import read_request
 from specgen_server.process.cli import main as specgen_server
-from tvix.build.protos.build_pb2 import BuildRequest
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -198,8 +197,7 @@ def test_the_sidecar_is_asked_on_its_socket() -> None:
 
 
 def test_the_sidecars_request_is_valid() -> None:
-    text = (DEPLOY / "kubernetes/sidecar/request.json").read_text()
-    read_request(json_format.Parse(text, BuildRequest()))
+    read_request(read_request_file(str(DEPLOY / "kubernetes/sidecar/request.json")))
 
 
 # --- systemd --------------------------------------------------------------------------

@@ -50,8 +50,8 @@ def test_operations_lists_the_defaults() -> None:
             default = " ".join(default)
         if default is None:
             assert documented[flag.opts[0]]
-        elif default is False:
-            assert documented[flag.opts[0]] == "off"
+        elif isinstance(default, bool):
+            assert documented[flag.opts[0]] == ("on" if default else "off")
         else:
             assert documented[flag.opts[0]] == f"`{default}`"
 

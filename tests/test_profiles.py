@@ -9,10 +9,10 @@ import json
 from typing import Any
 
 import pytest
-from google.protobuf import json_format
 from support import GOLDEN, GOLDEN_NAMES, TESTS, build_request, golden_case
 from test_golden import with_sorted_capabilities
 
+from specgen_client.proto_json import request_from_json
 from specgen_core import (
     IdMapping,
     InvalidRequest,
@@ -23,7 +23,6 @@ from specgen_core import (
     generate,
 )
 from specgen_core.profiles import PROFILES
-from tvix.build.protos.build_pb2 import BuildRequest
 
 
 def spec_of(options: SpecOptions, **fields: Any) -> dict[str, Any]:
@@ -72,7 +71,7 @@ UPSTREAM = json.loads((TESTS / "upstream_cases.json").read_text())
 @pytest.mark.parametrize("case", [pytest.param(c, id=c["name"]) for c in UPSTREAM])
 def test_upstream_case(case: dict[str, Any]) -> None:
     """The cases of snix's own unit tests answer as they say there."""
-    request = json_format.ParseDict(case["request"], BuildRequest())
+    request = request_from_json(json.dumps(case["request"]))
     expect: str = case["expect"]
     if expect.startswith("refused:"):
         with pytest.raises((InvalidRequest, UnreadableMessage)) as refused:

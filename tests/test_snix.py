@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc
 import pytest
-from google.protobuf import json_format
+from google.protobuf import text_format
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
@@ -58,9 +58,8 @@ def test_it_is_snix() -> None:
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
 def test_same_wire_form(name: str) -> None:
     request = golden_case(name).request
-    as_json = json_format.MessageToDict(request, preserving_proto_field_name=True)
 
-    snix = json_format.ParseDict(as_json, SnixBuildRequest())
+    snix = text_format.Parse(text_format.MessageToString(request), SnixBuildRequest())
 
     wire = snix.SerializeToString(deterministic=True)
     assert wire == request.SerializeToString(deterministic=True)

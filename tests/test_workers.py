@@ -167,7 +167,7 @@ def test_a_worker_that_falls_silent_is_replaced(tmp_path: Path) -> None:
             workers = children(server.process.pid)
             return len(workers) == 2 and stopped not in workers
 
-        wait_until(replaced, "a new worker", 30)
+        wait_until(replaced, "a new worker", 60)
         assert answers(server.address)
         log = server.log.read_text()
         assert "worker 0 is silent: killing it" in log
@@ -284,4 +284,4 @@ def test_another_signal_ends_it_at_once(tmp_path: Path, workers: str) -> None:
         wait_until(lambda: "stopping" in server.log.read_text(), "the first signal seen")
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(5) == 1
-        assert not any(map(alive, started))
+        wait_until(lambda: not any(map(alive, started)), "workers that are gone", 5)

@@ -20,15 +20,18 @@ from .client import (
     SpecgenError,
     Tls,
 )
+from .request_files import RequestFileError, read_request_file
 
 __all__ = [
     "BundleError",
     "CallFailed",
     "DeadlineExceeded",
+    "RequestFileError",
     "RequestRefused",
     "ServerUnavailable",
     "SpecClient",
     "SpecgenError",
     "Tls",
+    "read_request_file",
     "write_bundle",
 ]

@@ -84,7 +84,7 @@ def _request_argument(command: Any) -> Any:
         "--format",
         "format_",
         type=click.Choice(FORMATS),
-        help="What REQUEST is written in, instead of what its ending says.",
+        help="Format of REQUEST.  [default: by its ending, else by its content]",
     )(command)
     file = click.Path(allow_dash=True)  # so completion offers files
     return click.argument("request_file", metavar="REQUEST", type=file)(command)
@@ -115,7 +115,7 @@ _bundle_flags = spec_flags_with(
     "-o",
     "--output",
     type=click.Path(),
-    help="Write config.json here, whole or not at all; - is standard output.  [default: -]",
+    help="File to write the spec to, whole or not at all; - is standard output.  [default: -]",
 )
 def generate_command(
     request_file: str,
@@ -124,7 +124,7 @@ def generate_command(
     output: str | None,
     **values: Any,
 ) -> None:
-    """Print the spec of REQUEST; what would keep it from running goes to standard error."""
+    """Print the spec of REQUEST; diagnostics go to standard error."""
     request = _read_request(request_file, format_)
     spec = _spec(request, server, values)
     warn_of_diagnostics(spec)
@@ -143,7 +143,7 @@ def generate_command(
 @main.command("validate")
 @_request_argument
 def validate_command(request_file: str, format_: Any) -> None:
-    """Print every rule that REQUEST breaks, a line each."""
+    """Print every rule that REQUEST breaks, one per line."""
     request = _read_request(request_file, format_)
     try:
         read_request(request)
@@ -157,11 +157,11 @@ def validate_command(request_file: str, format_: Any) -> None:
 @_request_argument
 @server_flags()
 @_spec_flags
-@click.option("--all", "everything", is_flag=True, help="Cut no long value and no long list.")
+@click.option("--all", "everything", is_flag=True, help="Shorten no value and no list.")
 def show_command(
     request_file: str, format_: Any, server: str | None, everything: bool, **values: Any
 ) -> None:
-    """Print what REQUEST's sandbox is like: for a person."""
+    """Describe REQUEST's sandbox for a person to read."""
     from .show import sandbox_text  # rich is slow to load, and nobody else needs it
 
     spec = _spec(_read_request(request_file, format_), server, values)
@@ -176,10 +176,10 @@ def show_command(
 @click.option(
     "--inputs",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Where the inputs are, each under its name.  [default: none, inputs/ stays empty]",
+    help="Directory with the inputs, each under its name.  [default: none, inputs/ stays empty]",
 )
-@click.option("--copy-inputs", is_flag=True, help="Copy the inputs instead of linking --inputs.")
-@click.option("--force", is_flag=True, help="Replace the bundle in DIR that this command wrote.")
+@click.option("--copy-inputs", is_flag=True, help="Copy the inputs instead of linking to them.")
+@click.option("--force", is_flag=True, help="Replace a bundle in DIR that this command wrote.")
 def bundle_command(
     request_file: str,
     format_: Any,
@@ -190,14 +190,14 @@ def bundle_command(
     force: bool,
     **values: Any,
 ) -> None:
-    """Write a complete OCI bundle for REQUEST to DIR, whole or not at all.
+    """Write a complete OCI bundle for REQUEST to DIR, or nothing.
 
-    To be run on the builder, by the user that will run the bundle. So other than for
-    generate, ids are mapped by --id-mappings auto where nothing else is said, and the build
-    gets a terminal only where this has one.
+    Run it on the builder, as the user that will run the bundle. So two defaults differ from
+    those of generate: ids are mapped as by --id-mappings auto, and the build gets a terminal
+    only if this command has one.
 
-    It prints the command that runs the bundle, and as comments where the outputs come to
-    lie and how to remove it; what will keep it from running goes to standard error.
+    It prints the command that runs the bundle and, as comments, where the outputs will be
+    and how a user removes the bundle. Warnings and diagnostics go to standard error.
     """
     if copy_inputs and inputs is None:
         raise click.UsageError("--copy-inputs goes with --inputs")
@@ -275,7 +275,7 @@ def _how_to_run(directory: Path, spec: SpecJSON) -> str:
 @main.command("health")
 @server_flags(default="127.0.0.1:50051")
 def health_command(server: str, **values: Any) -> None:
-    """Ask a server whether it takes calls, for probes: exit code 0 if it does, else 1."""
+    """Ask a server for its health: exit code 0 if it takes calls, else 1."""
     try:
         with connected(server, taken_from(values)) as client:
             serving = client.is_serving()

@@ -55,12 +55,14 @@ def taken_from(values: dict[str, Any]) -> Connection:
 def connection_flags(command: F) -> F:
     """Add the flags about a connection to a click command."""
     for flag in (
-        click.option("--tls-key", type=_FILE, help="The private key of --tls-cert (PEM)."),
+        click.option("--tls-key", type=_FILE, help="Private key of --tls-cert (PEM)."),
         click.option(
-            "--tls-cert", type=_FILE, help="Our certificate, for a server that asks (PEM)."
+            "--tls-cert",
+            type=_FILE,
+            help="Client certificate, for a server that asks for one (PEM).",
         ),
-        click.option("--tls-ca", type=_FILE, help="Trust what this signed (PEM); implies --tls."),
-        click.option("--tls", is_flag=True, help="Speak TLS, and trust the system's roots."),
+        click.option("--tls-ca", type=_FILE, help="CA to trust instead (PEM); implies --tls."),
+        click.option("--tls", is_flag=True, help="Use TLS, and trust the system's CAs."),
         click.option(
             "--timeout",
             type=click.FloatRange(min=0, min_open=True),
@@ -85,7 +87,7 @@ def server_flags(*, default: str | None = None) -> Callable[[F], F]:
             metavar="ADDRESS",
             callback=_check_address,
             default=default,
-            help=f"Ask the server there: {_ADDRESSES}.{said}",
+            help=f"The server to ask: {_ADDRESSES}.{said}",
         )(connection_flags(command))
 
     return add

@@ -112,14 +112,14 @@ def _flags(default: Mapping[str, str]) -> tuple[Callable[[F], F], ...]:
         click.option(
             "--rootless/--rootful",
             default=None,
-            help="Whether the runtime lacks root on its host: the spec then makes a user"
-            f" namespace.  [default: {default['rootless']}]",
+            help="Whether the build gets a user namespace (rootless), which a runtime needs that"
+            f" does not run as root.  [default: {default['rootless']}]",
         ),
         click.option(
             "--sandbox-shell",
             metavar="PATH",
-            help="What is mounted at /bin/sh for builds that ask for it: a static shell, on the"
-            f" builder.  [default: {default['sandbox-shell']}]",
+            help="A static shell on the builder, mounted at /bin/sh for builds that ask for it."
+            f"  [default: {default['sandbox-shell']}]",
         ),
         click.option(
             "--terminal/--no-terminal",
@@ -136,7 +136,8 @@ def _flags(default: Mapping[str, str]) -> tuple[Callable[[F], F], ...]:
             "--uid-mapping",
             type=_IdMappingType(),
             multiple=True,
-            help="S user ids from C on, in the sandbox, are the host's from H on. Repeatable.",
+            help="Map S user ids, from C on in the sandbox, to those from H on of the host."
+            " Repeatable.",
         ),
         click.option(
             "--gid-mapping",
@@ -147,39 +148,41 @@ def _flags(default: Mapping[str, str]) -> tuple[Callable[[F], F], ...]:
         click.option(
             "--id-mappings",
             type=click.Choice(["auto", "none"]),
-            help="auto: map ids by this host's /etc/subuid and /etc/subgid, for the user that runs"
-            " this: its first subordinate id is the build's user, and root of the sandbox is the"
-            " user itself; for root, who needs no entry there, it is the next id. Right where the"
-            f" builds run on this host.  [default: {default['id-mappings']}]",
+            help="auto: take the mappings from this host's /etc/subuid and /etc/subgid. The build's"
+            " user is the first subordinate id of the user that runs this command, and root of the"
+            " sandbox is that user. If that user is root, who needs no entry there, root of the"
+            " sandbox is the next subordinate id instead. Right only where the builds run on this"
+            f" host.  [default: {default['id-mappings']}]",
         ),
         click.option(
             "--profile",
             type=click.Choice(PROFILE_NAMES),
-            help="Whose sandbox it is: tvix' (seed), today's snix' or Nix's own. The default of the"
-            f" flags below and of --cgroup-namespace.  [default: {default['profile']}]",
+            help="Whose sandbox to make: tvix's (seed), today's snix's or Nix's own. It sets the"
+            " defaults of --cgroup-namespace and of the flags down to --personality.  [default:"
+            f" {default['profile']}]",
         ),
         click.option(
             "--nofile",
             type=_NofileType(),
-            help="How many files a process may have open; none: as many as the runtime may.",
+            help="How many files a process may have open; none for as many as the runtime may.",
         ),
         click.option(
             "--drop-capabilities/--keep-capabilities",
             default=None,
-            help="Whether the build has no capabilities at all.",
+            help="Whether to take all capabilities from the build.",
         ),
         click.option("--tmp-mode", metavar="OCTAL", help="The mode of /tmp, such as 1777."),
         click.option(
             "--device",
             metavar="DEVICE",
             multiple=True,
-            help="A device node that builds may use, where it is among their read-only paths:"
+            help="A device node that builds may use if it is among their read-only paths:"
             " /dev/kvm, /dev/fuse, /dev/net/tun or PATH:TYPE:MAJOR:MINOR:ACCESS. Repeatable.",
         ),
         click.option(
             "--device-rules",
             type=click.Choice(get_args(DeviceRules)),
-            help="Whether all other devices are denied, or there are no rules.",
+            help="Whether the spec denies all other devices (deny) or has no rules (none).",
         ),
         click.option(
             "--memory", type=_BytesType(), help="Limit of the build's memory, such as 2G."
@@ -187,24 +190,26 @@ def _flags(default: Mapping[str, str]) -> tuple[Callable[[F], F], ...]:
         click.option(
             "--cpus",
             type=click.FloatRange(min=0.01, max=10_000),
-            help="How many CPUs the build may use the time of, such as 1.5.",
+            help="How much CPU time the build may use, in CPUs, such as 1.5.",
         ),
         click.option(
             "--pids", type=click.IntRange(min=1), help="How many processes the build may have."
         ),
         click.option(
-            "--cgroups-path", metavar="PATH", help="Where the build's cgroup is: cgroupsPath."
+            "--cgroups-path",
+            metavar="PATH",
+            help="The path of the build's cgroup (linux.cgroupsPath).",
         ),
         click.option(
             "--seccomp",
             type=click.Choice(get_args(Seccomp)),
-            help="Nix' own filter: chmod sets no setuid or setgid bits, and there are no extended"
-            " attributes.",
+            help="Whether builds run under Nix's seccomp filter (nix): chmod sets no setuid or"
+            " setgid bits, and there are no extended attributes.",
         ),
         click.option(
             "--personality",
             type=click.Choice(get_args(Personality)),
-            help="Whether builds for i686-linux and 32-bit ARM see such a machine (system).",
+            help="Whether builds for i686-linux and 32-bit ARM see a 32-bit machine (system).",
         ),
     )
 

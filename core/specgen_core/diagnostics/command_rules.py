@@ -227,7 +227,7 @@ TMP_VARIABLES = ("TEMP", "TEMPDIR", "TMP", "TMPDIR")
 def _unwritable_tmp(build: Build) -> Findings:
     """``working_dir`` or TMPDIR, TMP, TEMP or TEMPDIR lead into a /tmp that is closed.
 
-    Not, where the build has CAP_DAC_OVERRIDE, as in a rootless spec with its capabilities.
+    Not if the build has CAP_DAC_OVERRIDE, as in a rootless spec that keeps its capabilities.
     """
     if build.may_use_tmp(0o3):
         return

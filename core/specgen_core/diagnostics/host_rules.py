@@ -22,7 +22,7 @@ _SYSTEM = re.compile(r"[a-z0-9_]+-linux").fullmatch
     proven_by=("test_foreign_system",),
 )
 def _foreign_system(build: Build) -> Findings:
-    """``constraints.system`` is not a machine and ``-linux``, in lower case."""
+    """``constraints.system`` is not a machine's name followed by ``-linux``, in lower case."""
     system = build.request.constraints.system
     if system and not _SYSTEM(system):
         yield "constraints.system", {"system": shown(system)}
@@ -30,8 +30,8 @@ def _foreign_system(build: Build) -> Findings:
 
 @RULES.add(
     "needs-personality",
-    "a build for {system} sees the machine of a 64-bit host (uname -m), and what asks for it",
-    "builds for that one. Set personality to system, for runc from 1.2 or crun from 1.8 on",
+    "a build for {system} sees a 64-bit machine (uname -m), and software that looks builds for",
+    "that. Set personality to system, which runc from 1.2 and crun from 1.8 on support",
     proven_by=("test_needs_personality",),
 )
 def _needs_personality(build: Build) -> Findings:
@@ -50,15 +50,15 @@ _OF_EVERY_CONTAINER = frozenset(
 
 @RULES.add(
     "device-without-rule",
-    "{path} is a device that the spec's rules deny: where runc or crun make the build a cgroup, as",
-    'they do when root runs them, to open it is "Operation not permitted". Add it to',
+    "{path} is a device that the spec's rules deny: where runc or crun give the build a cgroup, as",
+    'they do when root runs them, opening it fails ("Operation not permitted"). Add it to',
     "options.devices, or set device_rules to none",
     proven_by=("test_device_without_rule",),
 )
 def _device_without_rule(build: Build) -> Findings:
     """A read-only path lies in /dev, and neither ``devices`` nor ``device_rules`` allow it.
 
-    Not, where it is one of those that every container has.
+    Not if it is a device that every container has.
     """
     if build.options.device_rules == "none":
         return

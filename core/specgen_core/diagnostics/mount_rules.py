@@ -186,7 +186,7 @@ def _mount_over_root(build: Build) -> Findings:
 def _mount_over_proc(build: Build) -> Findings:
     """A scratch path or input lies at or under /proc, or a read-only path under it.
 
-    Not, where it is one of the files that runc's checkProcMount allows.
+    Not if it is one of the files that runc's checkProcMount allows.
     """
     yield from _mounted_over(build, "/proc")
     yield from _ro_paths(build, lambda path: path.startswith("/proc/") and path not in _PROC_FILES)
@@ -232,8 +232,8 @@ def _mount_over_dev(build: Build) -> Findings:
 def _private_tmp(build: Build) -> Findings:
     """A scratch path, inputs or a read-only path lie in a /tmp that the build may not enter.
 
-    Not, where ``tmp`` itself is a scratch path, nor where the build has CAP_DAC_OVERRIDE, as in a
-    rootless spec with its capabilities.
+    Not if ``tmp`` itself is a scratch path, or the build has CAP_DAC_OVERRIDE, as in a rootless
+    spec that keeps its capabilities.
     """
     layout, mode = build.layout, build.options.tmp_mode
     places = [(layout.field(n), layout.place(n)) for n in (*layout.scratch, *layout.ro_paths)]

@@ -73,24 +73,28 @@ _FILE = click.Path(dir_okay=False)
     metavar="ADDRESS",
     multiple=True,
     default=("127.0.0.1:50051",),
-    help="HOST:PORT or unix:///PATH. Repeatable. Port 0 takes a free one, and says which.",
+    help="HOST:PORT or unix:///PATH. Repeatable. Port 0 takes a free one, which the log names.",
 )
 @click.option("--unix-mode", type=_OctalType(), default="660", help="Mode of unix sockets.")
-@click.option("--unix-group", metavar="NAME", help="Group of unix sockets.  [default: ours]")
+@click.option(
+    "--unix-group", metavar="NAME", help="Group of unix sockets.  [default: the server's own]"
+)
 @click.option(
     "--tls-cert",
     cls=_Guard,
     callback=_file,
     type=_FILE,
-    help="Speak TLS on tcp, with this certificate chain (PEM).",
+    help="Use TLS on tcp, with this certificate chain (PEM).",
 )
-@click.option("--tls-key", cls=_Guard, callback=_file, type=_FILE, help="Its private key (PEM).")
+@click.option(
+    "--tls-key", cls=_Guard, callback=_file, type=_FILE, help="Private key of --tls-cert (PEM)."
+)
 @click.option(
     "--tls-client-ca",
     cls=_Guard,
     callback=_file,
     type=_FILE,
-    help="Ask callers for certificates that it signed (PEM).",
+    help="Take only callers with a certificate of this CA (PEM).",
 )
 @spec_flags
 @click.option(
@@ -98,7 +102,7 @@ _FILE = click.Path(dir_okay=False)
     cls=_Guard,
     metavar="GLOB",
     multiple=True,
-    help="Host paths that builds may see; * stays within a segment. Repeatable.  [default: all]",
+    help="Host paths that builds may see; * matches no slash. Repeatable.  [default: all]",
 )
 @click.option(
     "--deny-network", cls=_Guard, is_flag=True, help="Refuse builds that want the network."
@@ -117,8 +121,8 @@ _FILE = click.Path(dir_okay=False)
 @click.option(
     "--quick/--no-quick",
     default=True,
-    help="Answer routine requests from pieces of earlier answers. The answers are the same"
-    " without, in more time: for debugging.",
+    help="Answer routine requests from pieces of earlier answers. --no-quick gives the same"
+    " answers, slower: for debugging.",
 )
 @click.option(
     "--max-message-bytes",
@@ -130,62 +134,68 @@ _FILE = click.Path(dir_okay=False)
     "--max-elements",
     type=_ELEMENTS,
     default=15_000,
-    help="Inputs, arguments, variables or needles in one request.",
+    help="Most inputs, arguments, variables or needles in one request.",
 )
 @click.option(
     "--max-paths",
     type=_ELEMENTS,
     default=4_096,
-    help="Scratch paths, outputs, read-only paths or additional files in one request.",
+    help="Most scratch paths, outputs, read-only paths or additional files in one request.",
 )
 @click.option(
     "--max-builds",
     type=_ELEMENTS,
     default=10_000,
-    help="Requests in one message of a bulk call.",
+    help="Most requests in one message of GenerateSpecs.",
 )
 @click.option(
     "--max-in-flight",
     type=_CALLS,
     default=256,
-    help="Calls in flight in one worker; more get RESOURCE_EXHAUSTED.",
+    help="Most GenerateSpec calls at a time in one worker; more get RESOURCE_EXHAUSTED.",
 )
 @click.option(
     "--max-streams",
     type=_CALLS,
     default=64,
-    help="Bulk calls in flight in one worker; more get RESOURCE_EXHAUSTED.",
+    help="Most GenerateSpecs calls at a time in one worker; more get RESOURCE_EXHAUSTED.",
 )
 @click.option(
     "--call-lane/--no-call-lane",
     default=True,
-    help="Serve from gRPC core's own queue on one thread; or by grpc.server() and its threads.",
+    help="Take calls from gRPC core's own queue on one thread, or by grpc.server() on a thread"
+    " for each.",
 )
 @click.option(
     "--max-connection-age",
     type=_SECONDS,
     default=0.0,
-    help="Seconds until a client is asked to connect anew, for rebalancing; 0 for never.",
+    help="Seconds until a client is asked to reconnect, for rebalancing; 0 for never.",
 )
 @click.option(
     "--drain-delay",
     type=_SECONDS,
     default=0.0,
-    help="Seconds between saying NOT_SERVING and taking no more calls, when stopping.",
+    help="When stopping: seconds in which health says NOT_SERVING and calls are still taken.",
 )
 @click.option(
     "--grace",
     type=_SECONDS,
     default=30.0,
-    help="Seconds that calls in flight then get to finish.",
+    help="When stopping: seconds that calls in flight then get to finish.",
 )
-@click.option("--metrics", metavar="HOST:PORT", help="Serve Prometheus metrics there.")
-@click.option("--log-format", type=click.Choice(["human", "json"]), default="human")
+@click.option("--metrics", metavar="HOST:PORT", help="Serve Prometheus metrics at this address.")
+@click.option(
+    "--log-format",
+    type=click.Choice(["human", "json"]),
+    default="human",
+    help="How log lines are written, for a person or a program.",
+)
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
-    help="From info on, there is a line a call.",
+    help="At info and debug, each call has a line.",
 )
 @click.version_option(package_name="tvix-specgen", allow_from_autoenv=False)
 @click.help_option("-h", "--help", allow_from_autoenv=False)
@@ -197,7 +207,7 @@ def main(
     Every option can be given as an environment variable too: SPECGEN_LISTEN,
     SPECGEN_SANDBOX_SHELL and so on; several values in one are separated by blanks.
 
-    SIGTERM, SIGINT and SIGHUP stop it in order, a second one at once.
+    SIGTERM, SIGINT or SIGHUP stops it gracefully, a second one at once.
     """
     _require_extra()
     if (tls_cert is None) != (tls_key is None):
