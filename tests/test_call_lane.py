@@ -261,7 +261,7 @@ def test_answers_made_together_are_sent_together(monkeypatch: pytest.MonkeyPatch
 
 @contextmanager
 def full(monkeypatch: pytest.MonkeyPatch, *, patience: float) -> Iterator[tuple[Socket, Any]]:
-    monkeypatch.setattr(lane, "MOST_OPEN", 4)
+    monkeypatch.setattr(lane, "_MOST_OPEN", 4)
     monkeypatch.setattr(lane, "_PATIENCE", patience)
     with own_server(LANE) as (channel, server):
         socket = Socket(channel)
@@ -285,9 +285,7 @@ def test_the_call_that_stalls_the_longest_gives_way(monkeypatch: pytest.MonkeyPa
     with full(monkeypatch, patience=0.0) as (socket, stalled):
         assert socket.unary(build_request()).code is grpc.StatusCode.OK
         assert stalled[0].code() is EXHAUSTED
-        assert (
-            stalled[0].details() == "4096 calls are open, which is this server's limit: try later"
-        )
+        assert stalled[0].details() == "4 calls are open, which is this server's limit: try later"
         assert not any(call.done() for call in stalled[1:])
 
 
@@ -295,6 +293,35 @@ def test_calls_that_have_just_come_do_not_give_way(monkeypatch: pytest.MonkeyPat
     with full(monkeypatch, patience=60.0) as (socket, stalled):
         assert socket.unary(build_request()).code is EXHAUSTED
         assert not any(call.done() for call in stalled)
+
+
+@pytest.mark.parametrize("patience", [0.0, 30.0])
+def test_of_calls_that_send_without_end_the_oldest_gives_way(
+    patience: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For gRPC holds what has come of their messages. Who has just begun is left in peace."""
+    monkeypatch.setattr(lane, "_MOST_RECEIVE", 2)
+    monkeypatch.setattr(lane, "_PATIENCE", patience)
+    with own_server(LANE, max_in_flight=1, max_streams=1) as (channel, server):
+        assert Socket(channel).unary(build_request()).code is grpc.StatusCode.OK
+        never = threading.Event()
+        calls = [channel.stream_unary(UNARY).future for _ in range(6)]
+        stalled = []
+        for begin in calls:
+            stalled.append(begin(_nothing_until(never), timeout=SECONDS))
+            wait_until(lambda: server._way.receiving >= min(len(stalled), 4), "its place")
+        if patience:
+            wait_until(lambda: server._way.receiving == 6, "all six")
+            assert Socket(channel).unary(build_request()).code is grpc.StatusCode.OK
+        else:
+            assert [one.code() for one in stalled[:2]] == [EXHAUSTED] * 2
+            assert stalled[0].details() == (
+                "4 calls send a message, which is this server's limit: try later"
+            )
+            assert server._way.receiving == 4
+        assert not any(call.done() for call in stalled[-4:])
+        never.set()
+        wait_until(lambda: server._way.receiving == 0, "no call left")
 
 
 def test_answers_that_nobody_reads_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

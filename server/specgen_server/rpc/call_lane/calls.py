@@ -18,10 +18,7 @@ from .core import auth_context, close, headers, message, ok, receive, refusal
 if TYPE_CHECKING:
     from .lane import CallLane
 
-__all__ = ["KINDS", "MOST_OPEN", "Call", "Watch"]
-
-MOST_OPEN = 4096
-"""Calls on the lane, most of which wait for their clients."""
+__all__ = ["KINDS", "Call", "Watch"]
 
 _OK = Status(grpc.StatusCode.OK, "", [])
 _NOT_RECEIVED = Status(grpc.StatusCode.RESOURCE_EXHAUSTED, "the message is too large", [])
@@ -35,8 +32,16 @@ class Call:
     """
 
     __slots__ = (
-        *("core", "deadline", "holds", "lane", "metadata", "method", "record", "status"),
-        *("waits_since", "_asked_for_close", "_has_headers", "_has_left", "_is_closed", "_stays"),
+        *("core", "deadline", "holds", "lane", "metadata", "method", "receives", "record"),
+        *(
+            "status",
+            "waits_since",
+            "_asked_for_close",
+            "_has_headers",
+            "_has_left",
+            "_is_closed",
+            "_stays",
+        ),
     )
     large_from: float = LARGE  # answering a smaller message takes few milliseconds
     goes_on = False  # after its first answer
@@ -49,6 +54,7 @@ class Call:
         self.deadline = event.call_details.deadline
         self.status: Status | None = None
         self.waits_since = 0.0
+        self.receives = False  # a message
         self.holds = 0  # bytes of a large answer on its way
         self._stays = True  # the caller, as far as the core has said
         self._asked_for_close = self._is_closed = self._has_headers = self._has_left = False
@@ -73,6 +79,8 @@ class Call:
     def receive(self) -> None:
         """Wait for a message."""
         self.waits_since = perf_counter()
+        self.receives = True
+        self.lane.receiving += 1
         self._start((receive(),), self._received)
 
     def _start(self, operations: Sequence[Any], then: Callable[[Any], None]) -> None:
@@ -85,6 +93,8 @@ class Call:
         self._start((close(),), self._closed)
 
     def _received(self, event: Any) -> None:
+        self.receives = False
+        self.lane.receiving -= 1
         wire = event.batch_operations[0].message()
         if self.status is not None:
             return  # it gave way to another call
@@ -181,11 +191,11 @@ class Call:
             batch.append(close())
         self._start(batch, self._left)
 
-    def give_way(self) -> None:
+    def give_way(self, why: Overloaded) -> None:
         """End a call that waits for its client."""
         self.waits_since = 0.0
         if self.status is None and not self.holds:
-            self.finish(status_of(Overloaded(MOST_OPEN, "calls are open")))
+            self.finish(status_of(why))
         else:
             self.core.cancel()  # what it sends is stuck, and so would be a status
 

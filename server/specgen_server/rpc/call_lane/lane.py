@@ -17,7 +17,7 @@ import grpc
 from ..calls import Calls, Limit, Method
 from ..errors import Overloaded, status_of
 from ..lingering import is_read
-from .calls import KINDS, MOST_OPEN, Call, Watch
+from .calls import KINDS, Call, Watch
 from .core import completion_queue
 
 __all__ = ["CallLane"]
@@ -28,6 +28,8 @@ _HELPERS = 2  # threads that answer the larger messages, and streams
 _MOST_HELD = 128 * 1024 * 1024  # bytes of messages that wait for a helper, or for their reader
 _SWITCH_EVERY = 0.0005  # seconds that a helper keeps Python from the lane; by default it is 0.005
 _TOGETHER = 16  # messages answered before their answers are sent
+_MOST_OPEN = 4096  # calls, most of which wait for their clients
+_MOST_RECEIVE = 128  # calls that receive a message for long, and one more for each at work
 _HOLD_BACK = 0.001  # seconds that an answer waits for others to be made, at most
 _DO_NOT_WAIT = 0.0  # a deadline that has passed
 _PATIENCE = 1.0  # seconds that a call may wait for its client while others need its place
@@ -48,6 +50,7 @@ class CallLane:
         self.gathered: deque[tuple[Call, bytes]] = deque()
         self.large: SimpleQueue[tuple[Call, bytes] | None] = SimpleQueue()
         self.held = Limit(max(_MOST_HELD, 4 * max_message_bytes), "bytes of messages are held")
+        self.receiving = 0  # calls, of whose messages gRPC may hold any part
         self.watching = threading.Lock()
         self.stops = False
         self.lingering: list[Call] = []
@@ -56,6 +59,8 @@ class CallLane:
         self._queue = completion_queue()
         self._core.register_completion_queue(self._queue)
         self._methods = list(methods)
+        at_work = {method.limit for method in self._methods if method.recorded}
+        self._most_receive = _MOST_RECEIVE + sum(limit.most for limit in at_work)
         for method in self._methods:
             self._core.register_method(method.path)
         self._threads = [
@@ -101,8 +106,8 @@ class CallLane:
         """Count a message in memory; raises Overloaded where not even a slow reader gives way."""
         try:
             self.held.enter(size)
-        except Overloaded:
-            if not self._one_gives_way(lambda other: other.holds > 0):
+        except Overloaded as error:
+            if not self._one_gives_way(error, lambda other: other.holds > 0):
                 raise
             self.held.enter(size, force=True)
 
@@ -164,20 +169,27 @@ class CallLane:
         if not event.success:
             return  # the server stops
         self._request(event.tag, method)
-        full = len(self.open) >= MOST_OPEN
+        why = None
+        if len(self.open) >= _MOST_OPEN:
+            why = Overloaded(_MOST_OPEN, "calls are open")
         call = KINDS[method.kind](self, method, event)
         self.open[call] = None
-        if full and not self._one_gives_way():
-            call.finish(status_of(Overloaded(MOST_OPEN, "calls are open")))
-        else:
-            call.begin()
+        if why and not self._one_gives_way(why):
+            call.finish(status_of(why))
+            return
+        call.begin()
+        if self.receiving > self._most_receive:
+            why = Overloaded(self._most_receive, "calls send a message")
+            self._one_gives_way(why, lambda other: other.receives)
 
-    def _one_gives_way(self, kind: Callable[[Call], bool] = lambda _: True) -> bool:
-        """End the oldest one of a kind that has waited for its client for long."""
+    def _one_gives_way(
+        self, why: Overloaded, kind: Callable[[Call], bool] = lambda _: True
+    ) -> bool:
+        """End the oldest call of a kind that has waited for its client for long."""
         long_ago = perf_counter() - _PATIENCE
         for call in list(self.open):
             if 0 < call.waits_since < long_ago and kind(call):
-                call.give_way()
+                call.give_way(why)
                 return True
         return False
 
