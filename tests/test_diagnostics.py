@@ -10,7 +10,7 @@ import pytest
 from support import GOLDEN_NAMES, assert_has_table_of, build_request, file, golden_case
 
 from specgen_core import IdMapping, SpecOptions, diagnose, read_request
-from specgen_core.diagnostics import CODES, RULES
+from specgen_core.diagnostics import CODES, RULES, option_rules
 from tvix.castore.protos.castore_pb2 import Node
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "diagnostics.md"
@@ -523,11 +523,10 @@ def test_messages_are_one_line_that_is_safe_to_print() -> None:
 
 
 def test_every_code_is_tried_here() -> None:
+    """Those about options are tried on the runtimes alone."""
     tried = {code for case in CASES for code, _ in case.values[1]}
-    assert tried | {
-        "no-id-mappings", "root-not-mapped", "build-user-not-mapped", "needs-terminal",
-        "relative-shell"
-    } == set(CODES)  # fmt: skip
+    of_options = {rule.code for rule in option_rules.RULES}
+    assert tried | of_options | {"relative-shell"} == set(CODES)
 
 
 def test_every_entry_is_whole() -> None:
