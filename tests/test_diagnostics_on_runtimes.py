@@ -31,7 +31,7 @@ from runtimes import (
 )
 from support import build_request, require
 
-from specgen_core import SpecOptions, scratch_path
+from specgen_core import Resources, SpecOptions, scratch_path
 from specgen_core.answer import generate
 from tvix.build.protos.build_pb2 import BuildRequest
 
@@ -358,6 +358,17 @@ def test_device_without_rule(lab: Lab) -> None:
     fails(build(lab, RUNC, USERNS, request, *UIDS, *GIDS), "Operation not permitted")
     assert diagnosed(request, devices=(fuse,)) == []
     runs(build(lab, RUNC, USERNS, request, *UIDS, *GIDS, "--device", fuse))
+
+
+def test_tiny_memory_limit(lab: Lab) -> None:
+    """On runc: crun makes no cgroup where these tests run it."""
+    request = request_of(lab)
+    found = [("tiny-memory-limit", "options.resources.memory_bytes")]
+    assert diagnosed(request, resources=Resources(memory_bytes=6 * 1024 * 1024 - 1)) == found
+    assert diagnosed(request, resources=Resources(memory_bytes=6 * 1024 * 1024)) == []
+    assert diagnosed(request, resources=Resources(pids=1)) == []
+    fails(build(lab, RUNC, ROOTFUL, request, "--memory", "1M"), "unable to set memory limit")
+    runs(build(lab, RUNC, ROOTFUL, request, "--memory", "64M"))
 
 
 @on_both

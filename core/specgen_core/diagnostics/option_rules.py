@@ -1,4 +1,4 @@
-"""Rules about options: id mappings and the terminal."""
+"""Rules about options: id mappings, the terminal and limits."""
 
 from __future__ import annotations
 
@@ -89,3 +89,20 @@ def _needs_terminal(build: Build) -> Findings:
     """``terminal`` is set: the default, as the reference has it."""
     if build.options.terminal:
         yield "options.terminal", {}
+
+
+_LEAST_MEMORY = 6 * 1024 * 1024  # Docker, daemon/daemon_unix.go: linuxMinMemory
+
+
+@RULES.add(
+    "tiny-memory-limit",
+    "{memory} bytes are fewer than a runtime may itself need to start the build: runc takes some",
+    '2 MiB, and fails with less ("unable to set memory limit"). The number is of bytes; on the',
+    "command line it may have a suffix, as in --memory 512M",
+    proven_by=("test_tiny_memory_limit",),
+)
+def _tiny_memory_limit(build: Build) -> Findings:
+    """A limit of memory is set, and is below 6 MiB, the least that Docker takes."""
+    memory = build.options.resources.memory_bytes
+    if 0 < memory < _LEAST_MEMORY:
+        yield "options.resources.memory_bytes", {"memory": memory}
