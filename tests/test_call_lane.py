@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import grpc
@@ -246,7 +247,7 @@ def test_answers_made_together_are_sent_together(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(lane, "perf_counter", lambda: clock[0])
     some = lane.CallLane.__new__(lane.CallLane)
     some.gathered = deque()
-    for name, seconds in (("a", 0.0004), ("b", 0.0004), ("c", 0.0004), ("d", 9.0), ("e", 0.0)):
+    for name, seconds in (("a", 0.0009), ("b", 0.0009), ("c", 0.0009), ("d", 9.0), ("e", 0.0)):
         some.gathered.append((cast("lane_calls.Call", Told(said, clock, name, seconds)), b"!"))
     some._answer_gathered()
     assert said == [
@@ -254,6 +255,26 @@ def test_answers_made_together_are_sent_together(monkeypatch: pytest.MonkeyPatch
         *("answer d", "send d!"),
         *("answer e", "send e!"),
     ]
+
+
+def test_messages_do_not_wait_for_a_flood_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(lane, "perf_counter", lambda: clock[0])
+    some = lane.CallLane.__new__(lane.CallLane)
+    some.open = dict.fromkeys(cast("list[lane_calls.Call]", range(9)))
+    some.gathered = deque([(cast("lane_calls.Call", None), b"")])
+    events = 0
+
+    class Flood:
+        def poll(self, deadline: float) -> Any:
+            nonlocal events
+            events += 1
+            clock[0] += 0.0001
+            return SimpleNamespace(tag=lambda _: None)
+
+    some._queue = Flood()
+    some._gather()
+    assert 19 <= events <= 21
 
 
 # --- who gives way ----------------------------------------------------------------------

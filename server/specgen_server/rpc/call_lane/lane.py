@@ -30,7 +30,7 @@ _SWITCH_EVERY = 0.0005  # seconds that a helper keeps Python from the lane; by d
 _TOGETHER = 16  # messages answered before their answers are sent
 _MOST_OPEN = 4096  # calls, most of which wait for their clients
 _MOST_RECEIVE = 128  # calls that receive a message for long, and one more for each at work
-_HOLD_BACK = 0.001  # seconds that an answer waits for others to be made, at most
+_HOLD_BACK = 0.002  # seconds that a message waits for others to come, and an answer for theirs
 _DO_NOT_WAIT = 0.0  # a deadline that has passed
 _PATIENCE = 1.0  # seconds that a call may wait for its client while others need its place
 
@@ -129,25 +129,31 @@ class CallLane:
             raise LaneEnded(f"gRPC takes no more calls of {method.path}: error {error}")
 
     def _serve(self) -> None:
-        """Take events as they come, and answer what they brought when there are no more of them.
+        """Take events; where one brought a message, see what else there is before answering.
 
         With one call after the other, each step found the processor's caches as gRPC, Python or
         the kernel had left them, and took up to three times as long: docs/performance.md.
         """
-        poll = self._queue.poll
-        while True:
-            event = poll(_DO_NOT_WAIT) if self.gathered else poll()
-            go_on = event.tag
-            if go_on is not None:
-                try:
-                    go_on(event)
-                except Exception:
-                    self._give_up(_core_of(event))
-            elif not self.gathered:
-                return  # the queue was shut down
-            if go_on is None or len(self.gathered) >= _TOGETHER or len(self.open) == 1:
+        while (event := self._queue.poll()).tag is not None:  # None: it was shut down
+            self._go_on(event)
+            del event  # or its call would be kept until the next one
+            if self.gathered:
+                self._gather()
                 self._answer_gathered()
-            event = go_on = None  # or the call would be kept until the next event
+
+    def _gather(self) -> None:
+        until = perf_counter() + _HOLD_BACK
+        while len(self.open) > 1 and len(self.gathered) < _TOGETHER and perf_counter() < until:
+            event = self._queue.poll(_DO_NOT_WAIT)
+            if event.tag is None:
+                return
+            self._go_on(event)
+
+    def _go_on(self, event: Any) -> None:
+        try:
+            event.tag(event)
+        except Exception:
+            self._give_up(_core_of(event))
 
     def _answer_gathered(self) -> None:
         while self.gathered:
