@@ -8,6 +8,7 @@ the supervisor is gone.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -69,6 +70,7 @@ def serve(
     call_log = CallLog(report=reported if report else None, log=logged, output=output)
     server = Server(settings, enter=call_log.enter)
     addresses = [server.bind(address) for address in settings.listen]
+    gc.freeze()  # or each large request would have all that is loaded looked through for garbage
     server.start()
     serving(addresses)
     while not _signalled(3600.0):
