@@ -5,7 +5,7 @@ It has the form of a diagnostic's (specgen_core/diagnostics/rule.py), but reads 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,10 @@ from specgen_core import Request, oci
 
 from .owners import has_user_namespace
 
-__all__ = ["HostBuild", "HostFindings", "HostRule", "HostRules"]
+__all__ = ["MOST_NAMED", "HostBuild", "HostFindings", "HostRule", "HostRules", "listed"]
+
+MOST_NAMED = 5
+"""So many of what a check finds are named in its sentence."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,3 +83,9 @@ class HostRules(list[HostRule]):
             return find
 
         return add
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first of these names, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more

@@ -8,12 +8,10 @@ from pathlib import Path
 
 from specgen_core import oci
 
-from .host_rule import HostBuild, HostFindings, HostRules
+from .host_rule import MOST_NAMED, HostBuild, HostFindings, HostRules, listed
 from .owners import on_host
 
 RULES = HostRules()
-
-_NAMED = 5
 
 
 @RULES.add(
@@ -38,8 +36,7 @@ def _missing_input(build: HostBuild) -> HostFindings:
         return
     missing = [name for name in build.request.inputs if not _kind(build.inputs / name)]
     if missing:
-        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-        yield {"inputs": build.inputs, "names": ", ".join(missing[:_NAMED]) + more}
+        yield {"inputs": build.inputs, "names": listed(missing)}
 
 
 @RULES.add(
@@ -55,7 +52,7 @@ def _input_of_another_kind(build: HostBuild) -> HostFindings:
     kinds = build.request.inputs
     other = [n for n in kinds if {kinds[n], _kind(build.inputs / n)} == {"directory", "file"}]
     if other:
-        yield {"names": ", ".join(other[:_NAMED])}
+        yield {"names": ", ".join(other[:MOST_NAMED])}
 
 
 def _kind(path: Path) -> str:
@@ -190,7 +187,7 @@ def _unreachable_source(build: HostBuild) -> HostFindings:
         sources += (str(build.inputs / name) for name in build.request.inputs)
     unreached = sorted({closed for source in sources if (closed := _closed(source, *root))})
     if unreached:
-        yield {"closed": ", ".join(unreached[:_NAMED]), "uid": root[0]}
+        yield {"closed": ", ".join(unreached[:MOST_NAMED]), "uid": root[0]}
 
 
 def _other_root(build: HostBuild) -> tuple[int, int] | None:

@@ -11,11 +11,10 @@ from pathlib import Path
 from specgen_commands.host_ids import ids_not_to_be_mapped
 from specgen_core import oci
 
-from .host_rule import HostBuild, HostFindings, HostRules
+from .host_rule import MOST_NAMED, HostBuild, HostFindings, HostRules
 
 RULES = HostRules()
 
-_NAMED = 5
 _SYSCTLS = Path("/proc/sys")
 _NSSWITCH = Path("/etc/nsswitch.conf")
 
@@ -100,7 +99,7 @@ def _ids_not_ones_own(build: HostBuild) -> HostFindings:
         if found:
             yield {
                 "kind": kind,
-                "ids": ", ".join(f"{ids.start}-{ids.stop - 1}" for ids in found[:_NAMED]),
+                "ids": ", ".join(f"{ids.start}-{ids.stop - 1}" for ids in found[:MOST_NAMED]),
                 "file": f"/proc/self/{kind}_map" if is_root else f"/etc/sub{kind}",
                 "words": "operation not permitted" if is_root else f"new{kind}map: not allowed",
             }

@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
 
-from .host_rule import HostBuild, HostFindings, HostRules
+from .host_rule import HostBuild, HostFindings, HostRules, listed
 from .mount_table import mount_points
 
 RULES = HostRules()
 
-_NAMED = 5
 _LOOKED_AT = 20_000
 """Entries of all paths together: a store has millions."""
 
@@ -34,7 +33,7 @@ def _mounts_below(build: HostBuild) -> HostFindings:
     for source in _sources(build):
         real = os.path.realpath(source)
         if below := [str(path) for path in mounted if real in map(str, path.parents)]:
-            yield {"source": source, "found": _listed(below)}
+            yield {"source": source, "found": listed(sorted(below))}
 
 
 @RULES.add(
@@ -46,7 +45,7 @@ def _mounts_below(build: HostBuild) -> HostFindings:
 def _sockets(build: HostBuild) -> HostFindings:
     """A read-only path is a unix socket, or has some below it."""
     for source, found in _special_files(build)[0].items():
-        yield {"source": source, "found": _listed(found)}
+        yield {"source": source, "found": listed(sorted(found))}
 
 
 @RULES.add(
@@ -58,7 +57,7 @@ def _sockets(build: HostBuild) -> HostFindings:
 def _devices(build: HostBuild) -> HostFindings:
     """A read-only path has device nodes below it."""
     for source, found in _special_files(build)[1].items():
-        yield {"source": source, "found": _listed(found)}
+        yield {"source": source, "found": listed(sorted(found))}
 
 
 @RULES.add(
@@ -130,8 +129,3 @@ def _entries(path: str) -> Iterator[tuple[str, int]]:
                         todo.append(entry.path)
         except OSError:
             continue  # the build's user may not look there either
-
-
-def _listed(paths: list[str]) -> str:
-    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
-    return ", ".join(sorted(paths)[:_NAMED]) + more

@@ -33,15 +33,8 @@ class Call:
 
     __slots__ = (
         *("core", "deadline", "holds", "lane", "metadata", "method", "receives", "record"),
-        *(
-            "status",
-            "waits_since",
-            "_asked_for_close",
-            "_has_headers",
-            "_has_left",
-            "_is_closed",
-            "_stays",
-        ),
+        *("status", "waits_since"),
+        *("_asked_for_close", "_has_headers", "_has_left", "_is_closed", "_stays"),
     )
     large_from: float = LARGE  # answering a smaller message takes few milliseconds
     goes_on = False  # after its first answer

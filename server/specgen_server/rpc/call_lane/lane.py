@@ -213,9 +213,7 @@ class CallLane:
             try:
                 call.send(call.answer(wire))
             except Exception:
-                logger.exception("unexpected error in a helper of the call lane")
-                self.forget(call)
-                call.core.cancel()
+                self._give_up(call.core)
             self.held.leave(len(wire))
             call.method.limit.leave()
             del job, call, wire
