@@ -339,7 +339,7 @@ def test_of_calls_that_send_without_end_the_oldest_gives_way(
             assert stalled[0].details() == (
                 "4 calls send a message, which is this server's limit: try later"
             )
-            assert server._way.receiving == 4
+            wait_until(lambda: server._way.receiving == 4, "those that were ended")
         assert not any(call.done() for call in stalled[-4:])
         never.set()
         wait_until(lambda: server._way.receiving == 0, "no call left")
