@@ -102,6 +102,23 @@ def test_marks_of_its_own(quick: Quick, fields: dict[str, Any]) -> None:
     assert quick(wire, SpecOptions()) in (None, plain(wire, SpecOptions()))
 
 
+def test_outputs_that_lie_in_inputs_are_routine(quick: Quick) -> None:
+    """The findings about them hang on which those are, and on where among the outputs."""
+    inputs = [file("a"), file("b"), file("c")]
+    for outputs in (["nix/store/b"], ["nix/store/x", "nix/store/b/x", "nix/store/c"]):
+        request = build_request(
+            inputs=inputs,
+            outputs=outputs,
+            command_args=["/nix/store/c"],
+            scratch_paths=["nix/store"],
+        )
+        wire = request.SerializeToString()
+        answer = quick(wire, SpecOptions())
+        assert answer == plain(wire, SpecOptions())
+        named = [found.field for found in generate(wire, SpecOptions()).diagnostics]
+        assert f"outputs[{len(outputs) - 1}]" in named
+
+
 def test_what_the_plain_way_refuses_is_not_routine() -> None:
     def refuse(_message: Any, _options: SpecOptions) -> Any:
         raise PermissionError

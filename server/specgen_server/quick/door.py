@@ -106,14 +106,17 @@ class Quick:
             or view.additional_files
         ):
             return None
-        command_input = _index_of(args[0], inputs_dir, names)
+        outputs = view.outputs[:]
+        of_outputs = _inputs_of([f"/{path}" for path in outputs], inputs_dir, names)
+        named = sorted({*of_outputs, *_inputs_of(args[:1], inputs_dir, names)})
         key = (
             view.working_dir,
             inputs_dir,
             tuple(view.scratch_paths[:]),
             tuple(view.constraints[:]),
             args[0],
-            b"" if command_input is None else elements[command_input],
+            tuple(outputs) if of_outputs else (),
+            tuple([elements[i] for i in named]),
             bool(names),
             b"".join(map(_watched, variables)),
             options,
@@ -122,9 +125,9 @@ class Quick:
         if frame is None or len(names) > frame.most_inputs:
             return None
         written = SpecJSON()
-        for path in view.outputs[:]:
+        for path in outputs:
             place = _bundle_path(path, frame) if _is_plain_path(path) else None
-            if place is None or _index_of(f"/{path}", inputs_dir, names) is not None:
+            if place is None:
                 return None
             written.output_paths.add(path=path, bundle_path=place)
         if note_build:
@@ -164,13 +167,17 @@ def _bundle_path(path: str, frame: Frame) -> str | None:
     return None
 
 
-def _index_of(path: str, inputs_dir: str, names: list[str]) -> int | None:
-    """Return which of the inputs, sorted by name, an absolute path lies in."""
-    if not path.startswith(f"/{inputs_dir}/"):
-        return None
-    name = path[len(inputs_dir) + 2 :].partition("/")[0]
-    i = bisect_left(names, name)
-    return i if i < len(names) and names[i] == name else None
+def _inputs_of(paths: list[str], inputs_dir: str, names: list[str]) -> list[int]:
+    """Return which of the inputs, sorted by name, absolute paths lie in."""
+    found = []
+    above = f"/{inputs_dir}/"
+    for path in paths:
+        if path.startswith(above):
+            name = path[len(above) :].partition("/")[0]
+            i = bisect_left(names, name)
+            if i < len(names) and names[i] == name:
+                found.append(i)
+    return found
 
 
 # --- pieces, as the plain way makes them ----------------------------------------------
@@ -218,8 +225,6 @@ def _size(key: bytes, known: tuple[str | bytes, ...]) -> int:
 
 def _frame_size(parts: tuple[Any, ...], frame: Frame | None) -> int:
     key = FrameKey(*parts)
-    texts = sum(
-        map(len, (key.working_dir, key.inputs_dir, key.command, key.command_input, key.watched))
-    )
-    lists = sum(map(len, (*key.scratch_paths, *key.constraints)))
+    texts = sum(map(len, (key.working_dir, key.inputs_dir, key.command, key.watched)))
+    lists = sum(map(len, (*key.scratch_paths, *key.constraints, *key.outputs, *key.named_inputs)))
     return texts + lists + (frame.size if frame else 0)

@@ -31,8 +31,10 @@ class FrameKey(NamedTuple):
     constraints: tuple[bytes, ...]
     """What occurs of them, unparsed; joined, they are the field's one value."""
     command: str
-    command_input: bytes
-    """The input that the command lies in, unparsed; empty where it lies in none."""
+    outputs: tuple[str, ...]
+    """All of them where one lies in an input; else no finding hangs on them."""
+    named_inputs: tuple[bytes, ...]
+    """Those that the command or an output lies in, unparsed."""
     has_inputs: bool
     watched: bytes
     """The variables that a diagnostic may look at, as a request has them on the wire."""
@@ -83,10 +85,11 @@ def make_frame(key: FrameKey, plain: Plain) -> Frame:
         working_dir=key.working_dir,
         inputs_dir=key.inputs_dir,
         scratch_paths=key.scratch_paths,
+        outputs=key.outputs,
     )
     variables = [*BuildRequest.FromString(key.watched).environment_vars, _VARIABLE]
     marked.environment_vars.extend(sorted(variables, key=lambda variable: variable.key))
-    inputs = [Node.FromString(key.command_input)] if key.command_input else []
+    inputs = [*map(Node.FromString, key.named_inputs)]
     if key.has_inputs:
         inputs.append(_INPUT)
     marked.inputs.extend(sorted(inputs, key=_name))
