@@ -119,6 +119,13 @@ def test_outputs_that_lie_in_inputs_are_routine(quick: Quick) -> None:
         assert f"outputs[{len(outputs) - 1}]" in named
 
 
+def test_an_output_that_is_a_scratch_path_in_another(quick: Quick) -> None:
+    request = build_request(scratch_paths=["tmp", "tmp/x"], outputs=["tmp/x/out", "tmp/x"])
+    wire = request.SerializeToString()
+
+    assert quick(wire, SpecOptions()) in (None, plain(wire, SpecOptions()))
+
+
 def test_what_the_plain_way_refuses_is_not_routine() -> None:
     def refuse(_message: Any, _options: SpecOptions) -> Any:
         raise PermissionError

@@ -107,12 +107,13 @@ class Quick:
         ):
             return None
         outputs = view.outputs[:]
+        scratch_paths = tuple(view.scratch_paths[:])
         of_outputs = _inputs_of([f"/{path}" for path in outputs], inputs_dir, names)
         named = sorted({*of_outputs, *_inputs_of(args[:1], inputs_dir, names)})
         key = (
             view.working_dir,
             inputs_dir,
-            tuple(view.scratch_paths[:]),
+            scratch_paths,
             tuple(view.constraints[:]),
             args[0],
             tuple(outputs) if of_outputs else (),
@@ -127,7 +128,7 @@ class Quick:
         written = SpecJSON()
         for path in outputs:
             place = _bundle_path(path, frame) if _is_plain_path(path) else None
-            if place is None:
+            if place is None or path in scratch_paths:
                 return None
             written.output_paths.add(path=path, bundle_path=place)
         if note_build:
