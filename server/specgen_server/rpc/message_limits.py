@@ -41,19 +41,21 @@ class MessageLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     def check_request(self, wire: bytes) -> None:
         """Raise TooMany for a BuildRequest with a list that is too long."""
-        self._check(wire, _BUILD_TAGS, _BUILD_LISTS)
-        constraints = _merged(wire, BuildRequest.CONSTRAINTS_FIELD_NUMBER)
-        self._check(constraints, _CONSTRAINTS_TAGS, _CONSTRAINTS_LISTS)
+        counts = self._check(wire, _BUILD_TAGS, _BUILD_LISTS)
+        if counts[_CONSTRAINTS]:
+            self._check(_merged(wire, _CONSTRAINTS), _CONSTRAINTS_TAGS, _CONSTRAINTS_LISTS)
 
     def check_bulk(self, wire: bytes) -> None:
-        """Raise TooMany for a GenerateSpecsRequest with a list that is too long."""
+        """Raise TooMany for a GenerateSpecsRequest with too many builds."""
         self._check(wire, _BULK_TAGS, _BULK_LISTS)
-        options = _merged(wire, GenerateSpecsRequest.OPTIONS_FIELD_NUMBER)
-        self._check(options, _OPTIONS_TAGS, _OPTIONS_LISTS)
+
+    def check_options(self, wire: bytes) -> None:
+        """Raise TooMany for a GenerateSpecsRequest's SpecOptions with a list that is too long."""
+        self._check(wire, _OPTIONS_TAGS, _OPTIONS_LISTS)
 
     def _check(
         self, wire: bytes, tags: frozenset[int], lists: Mapping[int, tuple[str, str]]
-    ) -> None:
+    ) -> dict[int, int]:
         most_fields = self.max_elements * _FIELDS_TO_ELEMENTS
         counts = _counts(wire, tags, most_fields)
         for tag, (field, limit) in lists.items():
@@ -62,9 +64,12 @@ class MessageLimits(msgspec.Struct, frozen=True, kw_only=True):
                 raise TooMany(field, most, f"--{limit.replace('_', '-')}")
         if sum(counts.values()) > most_fields:
             raise TooMany("the message", most_fields, "--max-elements, of which it is four times")
+        return counts
 
     def check_size(self, size: int, wire_size: int) -> None:
         """Raise TooLarge for an answer of so many bytes to a message of so many."""
+        if size <= _LARGE_ANSWER and size <= self.max_message_bytes:
+            return
         if size > self.max_message_bytes:
             raise TooLarge(size, self.max_message_bytes, "--max-message-bytes")
         most = max(_LARGE_ANSWER, wire_size * _ANSWER_TO_REQUEST)
@@ -84,13 +89,17 @@ _LENGTH_DELIMITED = 2
 _OTHER = 0  # the tag under which all else is counted: no field has the number 0
 
 
+def _tag(number: int) -> int:
+    return number << 3 | _LENGTH_DELIMITED
+
+
 def _tags(message: Any) -> frozenset[int]:
-    return frozenset(field.number << 3 | _LENGTH_DELIMITED for field in message.fields)
+    return frozenset(_tag(field.number) for field in message.fields)
 
 
 def _lists(message: Any, within: str, limits: Mapping[str, str]) -> dict[int, tuple[str, str]]:
     return {
-        message.fields_by_name[name].number << 3 | _LENGTH_DELIMITED: (within + name, limit)
+        _tag(message.fields_by_name[name].number): (within + name, limit)
         for name, limit in limits.items()
     }
 
@@ -105,6 +114,7 @@ _BUILD_LISTS = _lists(
         **dict.fromkeys(("scratch_paths", "outputs", "additional_files"), "max_paths"),
     },
 )
+_CONSTRAINTS = _tag(BuildRequest.CONSTRAINTS_FIELD_NUMBER)
 _CONSTRAINTS_TAGS = _tags(BuildRequest.BuildConstraints.DESCRIPTOR)
 _CONSTRAINTS_LISTS = _lists(
     BuildRequest.BuildConstraints.DESCRIPTOR,
@@ -176,9 +186,8 @@ def _varint(wire: bytes, at: int) -> tuple[int, int]:
             raise IndexError
 
 
-def _merged(wire: bytes, number: int) -> bytes:
-    """Return what occurs of a submessage, joined: that is how protobuf merges its parts."""
-    wanted = number << 3 | _LENGTH_DELIMITED
+def _merged(wire: bytes, wanted: int) -> bytes:
+    """Return what occurs of a submessage, by its tag, joined: so protobuf merges its parts."""
     parts = []
     at = 0
     try:

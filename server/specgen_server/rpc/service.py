@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from google.protobuf.message import DecodeError
@@ -16,9 +16,10 @@ from specgen.v1.specgen_pb2 import (
     SpecJSON,
     SpecResult,
 )
+from specgen.v1.specgen_pb2 import SpecOptions as SpecOptionsMessage
 from specgen_core import SpecOptions, UnreadableMessage, read_request
 from specgen_core.answer import answer_bytes
-from specgen_core.wire import delimited, field_head, view_of
+from specgen_core.wire import field_head, view_of
 from tvix.build.protos.build_pb2 import BuildRequest
 
 from ..policy import Policy
@@ -32,7 +33,7 @@ __all__ = ["SERVICE_NAME", "OpenCall", "SpecService"]
 
 SERVICE_NAME = specgen_pb2.DESCRIPTOR.services_by_name["SpecService"].full_name
 
-_BulkView = view_of(GenerateSpecsRequest, opaque=("requests",))
+_BulkView = view_of(GenerateSpecsRequest, opaque=("requests",), merged=("options",))
 _RESULTS = GenerateSpecsResponse.RESULTS_FIELD_NUMBER
 _SPEC = SpecResult.SPEC_FIELD_NUMBER
 
@@ -94,7 +95,26 @@ class SpecService:
             TooLarge: the answer is longer than this server sends.
             CallerGone: nobody waits for the answer any more.
         """
-        return b"".join(self._results(wire, self._options_of(call), call))
+        defaults = self._options_of(call)
+        requests, own_options = self._parts_of(wire)
+        refused: Exception | None = None
+        options = defaults
+        try:
+            options = options_of_message(own_options, defaults)
+            self._policy.check_overrides(options, defaults, "options")
+        except Exception as error:
+            refused = error  # all builds of this message, and none of the others
+        parts: list[bytes] = []
+        size = 0
+        for request in requests:
+            if not call.is_active():
+                raise CallerGone
+            head, result = self._result(request, options, call, refused)
+            taken = len(head) + len(result)
+            size += taken
+            self._limits.check_size(size, len(wire))
+            parts += (field_head(_RESULTS, taken), head, result)
+        return b"".join(parts)
 
     def _options_of(self, call: OpenCall) -> SpecOptions:
         options = options_of_metadata(call.metadata, self._options)
@@ -130,40 +150,30 @@ class SpecService:
         wire = message.SerializeToString()
         return SpecJSON.FromString(self._plain(wire, options, _ignore, _always))
 
-    def _results(self, wire: bytes, defaults: SpecOptions, call: OpenCall) -> Iterator[bytes]:
-        """Yield what, joined, is the response to one message: head and result, for each."""
+    def _parts_of(self, wire: bytes) -> tuple[Iterable[bytes], SpecOptionsMessage]:
+        """Return the builds of a GenerateSpecsRequest, unparsed, and its options."""
         self._limits.check_bulk(wire)
         try:
             view = _BulkView.FromString(wire)
+            options = b"".join(view.options)
+            self._limits.check_options(options)
+            return view.requests, SpecOptionsMessage.FromString(options)
         except DecodeError:
             raise UnreadableMessage(GenerateSpecsRequest.DESCRIPTOR.full_name) from None
-        refused: Exception | None = None
-        options = defaults
-        try:
-            options = options_of_message(view.options, defaults)
-            self._policy.check_overrides(options, defaults, "options")
-        except Exception as error:
-            refused = error  # all builds of this message, and none of the others
-        size = 0
-        for build_request in view.requests:
-            if not call.is_active():
-                raise CallerGone
-            if refused:
-                result = _error_result(refused, call)
-            else:
-                result = self._result(build_request, options, call)
-            size += len(result)
-            self._limits.check_size(size, len(wire))
-            yield field_head(_RESULTS, len(result))
-            yield result
 
-    def _result(self, build_request: bytes, options: SpecOptions, call: OpenCall) -> bytes:
+    def _result(
+        self, request: bytes, options: SpecOptions, call: OpenCall, refused: Exception | None
+    ) -> tuple[bytes, bytes]:
+        """Return a SpecResult in its wire form, in two parts, to be joined with others."""
         try:
-            return delimited(_SPEC, self._spec(build_request, options, call))
+            if refused:
+                raise refused
+            spec = self._spec(request, options, call)
         except CallerGone:
             raise
         except Exception as error:
-            return _error_result(error, call)
+            return b"", _error_result(error, call)
+        return field_head(_SPEC, len(spec)), spec
 
 
 def _error_result(error: Exception, call: OpenCall) -> bytes:
