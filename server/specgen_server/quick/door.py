@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable
-from operator import itemgetter
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from google.protobuf.message import DecodeError
@@ -36,11 +35,9 @@ _View = view_of(BuildRequest, opaque=("inputs", "environment_vars"), merged=("co
 
 _Known: TypeAlias = tuple[str, bytes]
 """A name or key, to sort by, and what stands for it in the JSON."""
-_key, _piece = itemgetter(0), itemgetter(1)
 
 _KnownVariable: TypeAlias = tuple[str, bytes, bytes]
 """And the variable on the wire, where a diagnostic may look at it."""
-_watched = itemgetter(2)
 
 
 class Quick:
@@ -92,12 +89,12 @@ class Quick:
             variables = self._variables.of(view.environment_vars[:])
         except (DecodeError, InvalidRequest, NotRoutineError):
             return None
-        names = [*map(_key, inputs)]
-        keys = [*map(_key, variables)]
+        names, mounts = zip(*inputs) if inputs else ((), ())
+        keys, entries, watched = zip(*variables) if variables else ((), (), ())
         args = view.command_args[:]
         if (
-            names != sorted(names)
-            or keys != sorted(keys)
+            [*names] != sorted(names)
+            or [*keys] != sorted(keys)
             or len(set(names)) != len(names)
             or len(set(keys)) != len(keys)
             or not args
@@ -119,7 +116,7 @@ class Quick:
             tuple(outputs) if of_outputs else (),
             tuple([elements[i] for i in named]),
             bool(names),
-            b"".join(map(_watched, variables)),
+            b"".join(watched),
             options,
         )
         frame = self._frames.one(key)
@@ -136,11 +133,11 @@ class Quick:
         json = b"".join(
             (
                 frame.before_inputs,
-                *map(_piece, inputs),
+                *mounts,
                 frame.before_args,
                 oci.encode(args),
                 frame.before_variables,
-                b",".join(map(_piece, variables)),
+                b",".join(entries),
                 frame.after_variables,
             )
         )
@@ -168,7 +165,7 @@ def _bundle_path(path: str, frame: Frame) -> str | None:
     return None
 
 
-def _inputs_of(paths: list[str], inputs_dir: str, names: list[str]) -> list[int]:
+def _inputs_of(paths: list[str], inputs_dir: str, names: Sequence[str]) -> list[int]:
     """Return which of the inputs, sorted by name, absolute paths lie in."""
     found = []
     above = f"/{inputs_dir}/"
