@@ -3,8 +3,8 @@
     python bench/shapes.py --mib 4
 
 Each shape goes to a server of its own. Peak is the most memory that it took beyond what it had
-before, over the message's size, gRPC's own copies included. Health is the slowest of the checks
-made meanwhile.
+before, over the message's size, gRPC's own copies included: the server's peak and that of its
+side process, added up. Health is the slowest of the checks made meanwhile.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import grpc
 
-from servers import running_server
+from servers import Running, running_server
 from specgen_client import SpecClient
 from specgen_core.wire import delimited
 
@@ -174,10 +174,11 @@ def measured(shape: Shape, size: int) -> Seen:
     """Send a message of a shape to a server, and see what it takes."""
     wire = shape.make(size)
     with running_server("--workers", "1") as server, SpecClient(server.address) as client:
-        pid = server.process.pid
+        pids = [server.process.pid, _side_process(server)]
         _send(server.address, shape.method, SOUND)
-        before = _status(pid, "VmRSS")
-        Path(f"/proc/{pid}/clear_refs").write_text("5")  # proc(5): the peak begins anew
+        before = sum(_status(pid, "VmRSS") for pid in pids)
+        for pid in pids:
+            Path(f"/proc/{pid}/clear_refs").write_text("5")  # proc(5): the peak begins anew
         done = threading.Event()
         checks: list[float] = []
 
@@ -194,8 +195,20 @@ def measured(shape: Shape, size: int) -> Seen:
         seconds = time.monotonic() - began
         done.set()
         checking.join()
-        peak = (_status(pid, "VmHWM") - before) / len(wire)
+        peak = (sum(_status(pid, "VmHWM") for pid in pids) - before) / len(wire)
     return Seen(len(wire), peak, seconds, max(checks), code)
+
+
+def _side_process(server: Running) -> int:
+    """Have a server start its side process; return its id once it waits for messages."""
+    _send(server.address, UNARY, b"\0" * (1 << 20))  # to which the answer is short
+    threads = Path(f"/proc/{server.process.pid}/task").glob("*/children")
+    (side,) = " ".join(thread.read_text() for thread in threads).split()
+    had, has = "", "?"
+    while had != has:
+        time.sleep(0.3)
+        had, has = has, Path(f"/proc/{side}/schedstat").read_text()
+    return int(side)
 
 
 def _send(address: str, method: str, wire: bytes) -> str:

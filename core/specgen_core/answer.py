@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from specgen.v1.specgen_pb2 import (
-    AdditionalFilePath,
-    Diagnostic,
-    OutputPath,
-    RootEntry,
-    ScratchDir,
-    SpecJSON,
-)
+from specgen.v1.specgen_pb2 import SpecJSON
 from tvix.build.protos.build_pb2 import BuildRequest
 
 from . import oci
@@ -48,19 +41,13 @@ def answer(request: Request, options: SpecOptions) -> SpecJSON:
 def answer_bytes(request: Request, options: SpecOptions) -> bytes:
     """Return what ``answer`` does in its wire form, without a copy of the JSON in a message."""
     spec = make_spec(request, options)
-    answered = SpecJSON(
-        scratch_dirs=[
-            ScratchDir(path=path, bundle_path=scratch_path(path)) for path in request.scratch_paths
-        ],
-        output_paths=[
-            OutputPath(path=output.path, bundle_path=output_path(output))
-            for output in request.outputs
-        ],
-        diagnostics=[
-            Diagnostic(code=found.code, field=found.field, message=found.message)
-            for found in diagnose(request, options, spec.mounts)
-        ],
-    )
+    answered = SpecJSON()
+    for path in request.scratch_paths:
+        answered.scratch_dirs.add(path=path, bundle_path=scratch_path(path))
+    for output in request.outputs:
+        answered.output_paths.add(path=output.path, bundle_path=output_path(output))
+    for found in diagnose(request, options, spec.mounts):
+        answered.diagnostics.add(code=found.code, field=found.field, message=found.message)
     if options.skeleton or request.additional_files:
         _add_skeleton(answered, request, options, Layout(request, spec.mounts))
     json = oci.encode(spec)
@@ -74,15 +61,13 @@ def _add_skeleton(
 ) -> None:
     skeleton = Skeleton(request, layout)
     for file, place in zip(request.additional_files, skeleton.file_paths):
-        answered.additional_files.append(AdditionalFilePath(path=file.path, bundle_path=place))
+        answered.additional_files.add(path=file.path, bundle_path=place)
     if not options.skeleton:
         return
     listed = {"scratch", *(found.bundle_path for found in answered.scratch_dirs)}
     listed.update(skeleton.file_paths)
     for path, entry in skeleton.entries.items():
         if path not in listed:
-            answered.root_entries.append(
-                RootEntry(
-                    bundle_path=path, mode=entry.mode, kind=entry.kind, contents=entry.contents
-                )
+            answered.root_entries.add(
+                bundle_path=path, mode=entry.mode, kind=entry.kind, contents=entry.contents
             )

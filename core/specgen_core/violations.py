@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["MOST_KEPT", "InvalidRequest", "UnreadableMessage", "Violation", "Violations"]
+__all__ = ["InvalidRequest", "UnreadableMessage", "Violation", "Violations"]
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -54,11 +54,11 @@ class UnreadableMessage(ValueError):
         )
 
 
-MOST_KEPT = 10_000  # a message of 64 MiB can break a rule thirty million times
+_MOST_KEPT = 10_000  # a message of 64 MiB can break a rule thirty million times
 
 
 class Violations:
-    """The violations found so far; of more than ``MOST_KEPT``, just their number."""
+    """The violations found so far; of more than ``_MOST_KEPT``, just their number."""
 
     def __init__(self) -> None:
         self._kept: list[Violation] = []
@@ -67,12 +67,8 @@ class Violations:
     def add(self, field: str, description: str) -> None:
         """Note that ``field`` breaks a rule."""
         self._total += 1
-        if len(self._kept) < MOST_KEPT:
+        if len(self._kept) < _MOST_KEPT:
             self._kept.append(Violation(field, description))
-
-    def count(self, more: int) -> None:
-        """Note that so many more were found, of which nobody needs the words."""
-        self._total += more
 
     def raise_if_any(self) -> None:
         """Raise InvalidRequest unless there are none."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import os
+import sys
+from typing import IO, Literal
 
 import msgspec
 
@@ -11,11 +13,11 @@ from specgen_core import SpecOptions
 from .policy import Policy
 from .tls_files import TlsFiles
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "file_of", "read_settings"]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that a worker needs to know; a supervisor hands it over as JSON."""
+    """Everything that a worker needs to know; other processes of ours get it as JSON."""
 
     listen: tuple[str, ...] = ("127.0.0.1:50051",)
     unix_mode: int = 0o660
@@ -48,3 +50,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     metrics: str | None = None
     log_format: Literal["human", "json"] = "human"
     log_level: str = "info"
+
+
+def file_of(settings: Settings) -> IO[bytes]:
+    """Return a file in memory that holds them, for the standard input of a process."""
+    file = os.fdopen(os.memfd_create("settings"), "w+b")
+    file.write(msgspec.json.encode(settings))
+    file.seek(0)
+    return file
+
+
+def read_settings() -> Settings:
+    """Read what ``file_of`` wrote from standard input."""
+    return msgspec.json.decode(sys.stdin.buffer.read(), type=Settings)

@@ -8,7 +8,6 @@ what they count. It is one loop: nothing that a worker does or leaves undone can
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import socket
 import subprocess
@@ -19,7 +18,7 @@ from collections.abc import Callable
 import msgspec
 
 from ..addresses import unix_path
-from ..settings import Settings
+from ..settings import Settings, file_of
 from ..telemetry.logs import listening
 from ..telemetry.metrics import Metrics
 from .reports import MOST_REPORT_BYTES, Report
@@ -101,9 +100,7 @@ class _Worker:
             self._reports.close()
         try:
             self._reports, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with theirs, os.fdopen(os.memfd_create("settings"), "w+b") as told:
-                told.write(msgspec.json.encode(self._settings))
-                told.seek(0)
+            with theirs, file_of(self._settings) as told:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", "specgen_server.process.worker"],
                     stdin=told,

@@ -13,7 +13,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -21,8 +20,9 @@ from functools import partial
 import msgspec
 
 from ..addresses import AddressError
+from ..memory import keep_freed_memory
 from ..rpc.server import Server
-from ..settings import Settings
+from ..settings import Settings, read_settings
 from ..telemetry.call_log import CallLog
 from ..telemetry.log_output import LogOutput, standard_error
 from ..telemetry.logs import configure_logging
@@ -59,6 +59,7 @@ def serve(
         CredentialsError: the TLS files cannot be used.
     """
     threading.excepthook = partial(_end_with_thread, output)
+    keep_freed_memory()
     server: Server | None = None
 
     def reported(stats: CallStats) -> bool:
@@ -128,7 +129,7 @@ def _signalled(seconds: float) -> bool:
 
 
 def _supervised() -> int:
-    settings = msgspec.json.decode(sys.stdin.buffer.read(), type=Settings)
+    settings = read_settings()
     block_stop_signals()
     output = standard_error(alone=False)
     configure_logging(settings.log_format, settings.log_level, output)

@@ -18,6 +18,8 @@ __all__ = [
     "CallerGone",
     "NoMessage",
     "Overloaded",
+    "Refused",
+    "SideProcessDied",
     "Status",
     "TooLarge",
     "TooMany",
@@ -58,6 +60,13 @@ class UnknownService(Exception):
         super().__init__("this server has no such service")
 
 
+class SideProcessDied(Exception):
+    """The process that was to answer a very large message has ended."""
+
+    def __init__(self) -> None:
+        super().__init__("the process that was to answer this message has ended: try again")
+
+
 class TooLarge(Exception):
     """The answer is longer than this server sends."""
 
@@ -76,12 +85,21 @@ class TooMany(Exception):
         )
 
 
+class Refused(Exception):
+    """A call ends with a status that was found elsewhere."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(status.message)
+        self.status = status
+
+
 _CODES: dict[type[Exception], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     UnreadableMessage: grpc.StatusCode.INVALID_ARGUMENT,
     Denied: grpc.StatusCode.PERMISSION_DENIED,
     CallerGone: grpc.StatusCode.CANCELLED,
     NoMessage: grpc.StatusCode.UNIMPLEMENTED,  # what gRPC's own servers say of it
+    SideProcessDied: grpc.StatusCode.UNAVAILABLE,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     TooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
     TooMany: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -114,6 +132,8 @@ def status_of(error: Exception, request_id: str = "") -> Status:
 
     ``request_id`` is that of the call, for the line in the log.
     """
+    if isinstance(error, Refused):
+        return error.status
     code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), None)
     if code is None:
         logger.error("unexpected error", exc_info=error, extra={"request_id": request_id})

@@ -22,6 +22,7 @@ from .message_limits import MessageLimits
 from .public_way import PublicWay, Threads
 from .reflection import reflection_methods
 from .service import SERVICE_NAME, SpecService
+from .side_process import SideProcess
 
 __all__ = ["Server", "spec_methods"]
 
@@ -39,8 +40,9 @@ class Server:
         )
         self._grpc = grpc.server(Threads(1, "unknown-method"), options=_options(settings))
         self.health = Health(["", SERVICE_NAME])
+        self._side = SideProcess(settings)
         methods = [
-            *spec_methods(settings),
+            *map(self._side.taking_from, spec_methods(settings)),
             *self.health.methods,
             *reflection_methods([SERVICE_NAME, HEALTH_SERVICE_NAME]),
         ]
@@ -107,6 +109,7 @@ class Server:
             if not stopped.wait(seconds):
                 return False
             self._way.close()
+            self._side.close()
             return True
 
         return wait

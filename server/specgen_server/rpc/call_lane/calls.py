@@ -13,6 +13,7 @@ from ...telemetry.stats import CallRecord
 from ..calls import Method
 from ..errors import CallerGone, NoMessage, Overloaded, Status, status_of
 from ..lingering import LARGE
+from ..side_process import VERY_LARGE
 from .core import auth_context, close, headers, message, ok, receive, refusal
 
 if TYPE_CHECKING:
@@ -123,7 +124,8 @@ class Call:
             return
         if not self._asked_for_close:
             self._ask_for_close()
-        self.lane.large.put((self, wire))
+        jobs = self.lane.very_large if len(wire) > VERY_LARGE else self.lane.large
+        jobs.put((self, wire))
 
     def answer(self, wire: bytes) -> bytes | Status:
         """Return the answer to a message, or why there is none."""

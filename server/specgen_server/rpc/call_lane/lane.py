@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from queue import SimpleQueue
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 
 from ..calls import Calls, Limit, Method
-from ..errors import Overloaded, status_of
+from ..errors import Overloaded, Status, status_of
 from ..lingering import is_read
 from .calls import KINDS, Call, Watch
 from .core import completion_queue
@@ -24,7 +24,9 @@ __all__ = ["CallLane"]
 
 logger = logging.getLogger(__name__)
 
-_HELPERS = 2  # threads that answer the larger messages, and streams
+Jobs: TypeAlias = "SimpleQueue[tuple[Call, bytes] | None]"
+"""For a thread that answers messages: the larger ones, and those of streams."""
+
 _MOST_HELD = 128 * 1024 * 1024  # bytes of messages that wait for a helper, or for their reader
 _SWITCH_EVERY = 0.0005  # seconds that a helper keeps Python from the lane; by default it is 0.005
 _TOGETHER = 16  # messages answered before their answers are sent
@@ -48,7 +50,8 @@ class CallLane:
         self.calls = calls
         self.open: dict[Call, None] = {}  # the longest open first
         self.gathered: deque[tuple[Call, bytes]] = deque()
-        self.large: SimpleQueue[tuple[Call, bytes] | None] = SimpleQueue()
+        self.large: Jobs = SimpleQueue()
+        self.very_large: Jobs = SimpleQueue()
         self.held = Limit(max(_MOST_HELD, 4 * max_message_bytes), "bytes of messages are held")
         self.receiving = 0  # calls, of whose messages gRPC may hold any part
         self.watching = threading.Lock()
@@ -65,7 +68,11 @@ class CallLane:
             self._core.register_method(method.path)
         self._threads = [
             threading.Thread(target=run, name=name, daemon=True)
-            for name, run in [("call-lane", self._serve), *[("helper", self._help)] * _HELPERS]
+            for name, run in (
+                ("call-lane", self._serve),
+                ("large", partial(self._help, self.large)),
+                ("very-large", partial(self._help, self.very_large)),
+            )
         ]
 
     @property
@@ -83,8 +90,8 @@ class CallLane:
 
     def close(self) -> None:
         """Have the threads end, once the server has stopped and what they are at is done."""
-        for _ in range(_HELPERS):
-            self.large.put(None)
+        for jobs in (self.large, self.very_large):
+            jobs.put(None)
         self._closing = True
         self.forget(None)
 
@@ -157,19 +164,24 @@ class CallLane:
 
     def _answer_gathered(self) -> None:
         while self.gathered:
-            answers = []
+            answers: list[tuple[Call, bytes | Status]] = []
             until = perf_counter() + _HOLD_BACK
             while self.gathered and perf_counter() < until:
-                call, wire = self.gathered.popleft()
-                try:
-                    answers.append((call, call.answer(wire)))
-                except Exception:
-                    self._give_up(call.core)
-            for call, answer in answers:
-                try:
-                    call.send(answer)
-                except Exception:
-                    self._give_up(call.core)
+                self._answer(*self.gathered.popleft(), answers)
+            self._send(answers)
+
+    def _answer(self, call: Call, wire: bytes, answers: list[tuple[Call, bytes | Status]]) -> None:
+        try:
+            answers.append((call, call.answer(wire)))
+        except Exception:
+            self._give_up(call.core)
+
+    def _send(self, answers: list[tuple[Call, bytes | Status]]) -> None:
+        for call, answer in answers:
+            try:
+                call.send(answer)
+            except Exception:
+                self._give_up(call.core)
 
     def _came(self, method: Method, event: Any) -> None:
         if not event.success:
@@ -207,16 +219,23 @@ class CallLane:
                 self.forget(call)
         core.cancel()
 
-    def _help(self) -> None:
-        while job := self.large.get():
-            call, wire = job
-            try:
-                call.send(call.answer(wire))
-            except Exception:
-                self._give_up(call.core)
-            self.held.leave(len(wire))
-            call.method.limit.leave()
-            del job, call, wire
+    def _help(self, jobs: Jobs) -> None:
+        job = jobs.get()
+        while job:
+            answers: list[tuple[Call, bytes | Status]] = []
+            until = perf_counter() + _HOLD_BACK
+            while job:
+                call, wire = job
+                self._answer(call, wire, answers)
+                self.held.leave(len(wire))
+                call.method.limit.leave()
+                if jobs.empty() or perf_counter() > until:
+                    break
+                job = jobs.get()
+            del call, wire  # or they would be kept until the next one
+            self._send(answers)
+            del answers
+            job = job and jobs.get()
 
 
 def _core_of(event: Any) -> Any:

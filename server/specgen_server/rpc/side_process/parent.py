@@ -1,0 +1,199 @@
+"""The server's side: starts the process, hands messages over, and ends it when it hangs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from math import inf
+from pathlib import Path
+from time import monotonic
+
+import grpc
+
+from ...memory import give_back_freed_memory
+from ...settings import Settings, file_of
+from ..calls import Method
+from ..errors import Refused, SideProcessDied, Status
+from ..service import OpenCall
+from .link import Job, Link, Mark, Reply
+
+__all__ = ["VERY_LARGE", "SideProcess"]
+
+logger = logging.getLogger(__name__)
+
+VERY_LARGE = 512 * 1024
+"""Bytes of a message from which on it is answered in the side process."""
+
+_LOOK_EVERY = 0.05  # seconds
+_WINDOW = 0.5  # seconds, in which it must have had a share of a processor
+_LEAST_SHARE = 0.2
+_PAUSE = 5.0  # seconds before another one is started
+_LONGEST_STILL = 2  # seconds in which nothing goes through the socket
+
+
+class SideProcess:
+    """Answers the very large messages of methods; there is no process before the first of them.
+
+    Where it is not ready, cannot be started, or does not get on for want of processors, such a
+    message is answered in the thread that has it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._running: _Running | None = None
+        self._start_at = 0.0
+
+    def taking_from(self, method: Method) -> Method:
+        """Return a method whose very large messages are answered in the side process."""
+        return replace(method, answer=partial(self._answer, method))
+
+    def is_ready(self) -> bool:
+        """Return whether the process takes a message now; start it if there is none."""
+        with self._lock:
+            return self._ready() is not None
+
+    def close(self) -> None:
+        """End the process, once nobody waits for what is asked of it."""
+        self._start_at = inf
+        if running := self._running:
+            running.end()
+
+    def _answer(self, method: Method, wire: bytes, call: OpenCall) -> bytes:
+        answer = self._answer_aside(method, wire, call) if len(wire) > VERY_LARGE else None
+        return method.answer(wire, call) if answer is None else answer
+
+    def _answer_aside(self, method: Method, wire: bytes, call: OpenCall) -> bytes | None:
+        """Return the side process' answer; None where this is to be answered here."""
+        with self._lock:
+            running = self._ready()
+            try:
+                return running.answer(method.name, wire, call) if running else None
+            except _DoesNotGetOn:
+                self._end("it does not get on")
+                return None
+            except SideProcessDied:
+                self._end("it died")
+                raise
+
+    def _ready(self) -> _Running | None:
+        if self._running and self._running.has_died():
+            self._end("it died")
+        if self._running is None and monotonic() >= self._start_at:
+            try:
+                self._running = _Running(self._settings)
+            except (OSError, MemoryError) as error:
+                logger.error("the side process cannot be started: %s", error)
+                self._start_at = monotonic() + _PAUSE
+        return self._running if self._running and self._running.is_ready() else None
+
+    def _end(self, why: str) -> None:
+        if self._running and self._start_at < inf:
+            how = self._running.end()
+            logger.error("side process: %s (%s); another one in %g s", why, how, _PAUSE)
+            self._running = None
+            self._start_at = monotonic() + _PAUSE
+
+
+class _Running:
+    """A process that was started. It inherits that stop signals are blocked."""
+
+    def __init__(self, settings: Settings) -> None:
+        ours, theirs = socket.socketpair()
+        self._given_up, fd = Mark.new()
+        try:
+            with theirs, file_of(settings) as told:
+                self._process = subprocess.Popen(  # noqa: S603 - no word of it comes from a call
+                    [sys.executable, "-m", __package__, str(fd)],
+                    stdin=told,
+                    stdout=theirs.fileno(),
+                    pass_fds=[fd],
+                )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            os.close(fd)
+        self._link = Link(ours, Reply, longest_still=_LONGEST_STILL)
+        self._replies = select.poll()
+        self._replies.register(ours, select.POLLIN)
+        self._number = 0
+        self._is_ready = False
+
+    def has_died(self) -> bool:
+        """Return whether it has ended."""
+        return self._process.poll() is not None
+
+    def is_ready(self) -> bool:
+        """Return whether it has said that it takes messages."""
+        if not self._is_ready and self._replies.poll(0):
+            with suppress(EOFError, OSError):
+                self._link.receive()
+                self._is_ready = True
+        return self._is_ready
+
+    def answer(self, method: str, wire: bytes, call: OpenCall) -> bytes:
+        """Return the answer to a message.
+
+        Raises:
+            Refused: there is none.
+            SideProcessDied: nor will there be one.
+            _DoesNotGetOn: nor soon.
+        """
+        self._number += 1
+        metadata = [(key, value) for key, value in call.metadata]
+        give_back_freed_memory()  # the other process needs some for the message
+        try:
+            self._link.send(Job(self._number, method, metadata, call.record.request_id), wire)
+            self._wait(call)
+            reply, answer = self._link.receive()
+        except BlockingIOError:
+            raise _DoesNotGetOn from None
+        except (EOFError, OSError):
+            raise SideProcessDied from None
+        call.record.note_builds_of(reply.record)
+        if reply.code != grpc.StatusCode.OK.name:
+            raise Refused(Status(grpc.StatusCode[reply.code], reply.message, reply.violations))
+        return answer
+
+    def _wait(self, call: OpenCall) -> None:
+        """Wait for a reply, as long as the process has its share of the processors' time."""
+        looks, had = 0, self._processor_time()
+        while not self._replies.poll(_LOOK_EVERY * 1000):
+            if not call.is_active():
+                self._given_up.set(self._number)
+            looks += 1
+            if looks * _LOOK_EVERY >= _WINDOW:
+                has = self._processor_time()
+                if has - had < _WINDOW * _LEAST_SHARE:
+                    raise _DoesNotGetOn
+                looks, had = 0, has
+
+    def _processor_time(self) -> float:
+        """Return the seconds that it has had of processors; 0.0 if it has ended."""
+        try:
+            stat = Path(f"/proc/{self._process.pid}/stat").read_text()
+        except OSError:
+            return 0.0
+        user, system = stat.rpartition(")")[2].split()[11:13]  # proc_pid_stat(5)
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+    def end(self) -> str:
+        """End it, if it has not ended; return how it did."""
+        self._process.kill()  # whoever waits for a reply finds the other end closed
+        code = self._process.wait()
+        self._link.close()
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+class _DoesNotGetOn(Exception):
+    """The process has too little of the processors' time, or is stopped."""
