@@ -171,10 +171,11 @@ _Problems: TypeAlias = Iterator[tuple[int, str]]
 
 def _name_problems(names: list[bytes], decoded: Sequence[str | None]) -> _Problems:
     """A name MUST be one that a directory can hold. Stricter: it MUST be UTF-8."""
-    for i, length in _lengths_outside(names, 1, _NAME_BYTES):
+    lengths = [*map(len, names)]
+    for i, length in _outside(lengths, 1, _NAME_BYTES):
         yield i, f"must be 1 to {_NAME_BYTES} bytes long, is {length}"
-    if not _DOTS.isdisjoint(names):
-        for i in _where(names, _DOTS.__contains__):
+    if lengths and min(lengths) <= 2:
+        for i in _where(names, (b".", b"..").__contains__):
             yield i, 'must not be "." or ".."'
     for i in _containing(names, b"/"):
         yield i, "must not contain a slash"
@@ -185,24 +186,21 @@ def _name_problems(names: list[bytes], decoded: Sequence[str | None]) -> _Proble
             yield i, "must be UTF-8"
 
 
-_DOTS = frozenset((b".", b".."))
-
-
 def _digest_problems(named: list[Any], links: list[int]) -> _Problems:
     """A directory's or a file's digest MUST be one of BLAKE3."""
     at: Sequence[int] = range(len(named))
     if links:
         at = sorted({*at}.difference(links))
         named = [named[i] for i in at]
-    digests = [*map(attrgetter("digest"), named)]
-    for n, length in _lengths_outside(digests, _DIGEST_BYTES, _DIGEST_BYTES):
+    lengths = [*map(len, map(attrgetter("digest"), named))]
+    for n, length in _outside(lengths, _DIGEST_BYTES, _DIGEST_BYTES):
         yield at[n], f"must be a BLAKE3 digest, {_DIGEST_BYTES} bytes long, is {length}"
 
 
 def _target_problems(named: list[Any], links: list[int]) -> _Problems:
     """What a symlink points to MUST be 1 to 4095 bytes long, and MUST NOT contain NUL."""
     targets = [named[i].target for i in links]
-    for n, length in _lengths_outside(targets, 1, _TARGET_BYTES):
+    for n, length in _outside([*map(len, targets)], 1, _TARGET_BYTES):
         yield links[n], f"must be 1 to {_TARGET_BYTES} bytes long, is {length}"
     for n in _containing(targets, b"\0"):
         yield links[n], "must not contain a NUL byte"
@@ -356,11 +354,11 @@ def _containing(texts: Sequence[AnyStr], char: AnyStr) -> list[int]:
     return _where(texts, lambda text: char in text)
 
 
-def _lengths_outside(texts: Sequence[bytes], least: int, most: int) -> Iterator[tuple[int, int]]:
-    if not all(least <= length <= most for length in {*map(len, texts)}):
-        for i, text in enumerate(texts):
-            if not least <= len(text) <= most:
-                yield i, len(text)
+def _outside(lengths: list[int], least: int, most: int) -> Iterator[tuple[int, int]]:
+    if lengths and not least <= min(lengths) <= max(lengths) <= most:
+        for i, length in enumerate(lengths):
+            if not least <= length <= most:
+                yield i, length
 
 
 def _decoded(texts: Sequence[bytes]) -> Sequence[str | None]:

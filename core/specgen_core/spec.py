@@ -272,4 +272,5 @@ def configure_mounts(request: Request, options: SpecOptions) -> list[oci.Mount]:
 def input_mounts(inputs_dir: str, names: Iterable[str]) -> list[oci.Mount]:
     """Return the mounts of the inputs of these names."""
     parent = f"/{inputs_dir}/" if inputs_dir else "/"
-    return [oci.Mount(parent + name, "none", input_path(name), _RO_INPUT) for name in names]
+    before = input_path("")
+    return [oci.Mount(parent + name, "none", before + name, _RO_INPUT) for name in names]
