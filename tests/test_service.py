@@ -649,6 +649,8 @@ def test_work_for_a_cancelled_stream_stops(way: str, monkeypatch: pytest.MonkeyP
         assert started.wait(SECONDS)
         call.cancel()
         assert server.stop(0)(SECONDS)  # so that the server knows
+        while server.on_lane and any(open._stays for open in server._way.open):
+            time.sleep(0.001)
         cancelled.set()
         deadline = time.monotonic() + SECONDS
         while server.in_flight:

@@ -36,9 +36,10 @@ class _Call:
         return self._given_up.get() != self._number
 
 
-def _reply(
+def answered(
     job: Job, wire: bytes, methods: dict[str, Method], given_up: Mark
 ) -> tuple[Reply, bytes]:
+    """Return what came of a job, and the answer if there is one."""
     call = _Call(job, given_up)
     try:
         answer = methods[job.method].answer(wire, call)
@@ -64,7 +65,7 @@ def main(given_up_fd: int) -> None:
     link.send(Reply(CallRecord("")), b"")
     with suppress(EOFError, OSError):  # then the server is gone
         while True:
-            link.send(*_reply(*link.receive(), methods, given_up))
+            link.send(*answered(*link.receive(), methods, given_up))
 
 
 if __name__ == "__main__":

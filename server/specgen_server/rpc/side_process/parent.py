@@ -37,7 +37,7 @@ _LOOK_EVERY = 0.05  # seconds
 _WINDOW = 0.5  # seconds, in which it must have had a share of a processor
 _LEAST_SHARE = 0.2
 _PAUSE = 5.0  # seconds before another one is started
-_LONGEST_STILL = 2  # seconds in which nothing goes through the socket
+_LONGEST_STILL = 1  # seconds in which nothing goes through the socket
 
 
 class SideProcess:
@@ -86,6 +86,8 @@ class SideProcess:
                 raise
 
     def _ready(self) -> _Running | None:
+        if self._start_at == inf:
+            return None
         if self._running and self._running.has_died():
             self._end("it died")
         if self._running is None and monotonic() >= self._start_at:
@@ -97,7 +99,7 @@ class SideProcess:
         return self._running if self._running and self._running.is_ready() else None
 
     def _end(self, why: str) -> None:
-        if self._running and self._start_at < inf:
+        if self._running and self._start_at < inf:  # else it was closed
             how = self._running.end()
             logger.error("side process: %s (%s); another one in %g s", why, how, _PAUSE)
             self._running = None

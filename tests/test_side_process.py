@@ -1,0 +1,315 @@
+"""Very large messages, and the process that answers them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import msgspec
+import pytest
+from support import build_request, file, running_server
+from test_call_lane import LANE
+from test_service import SECONDS, Answer, Socket, own_server
+from test_workers import wait_until
+
+from specgen.v1.specgen_pb2 import GenerateSpecsRequest
+from specgen_core import SpecOptions, generate
+from specgen_server.rpc.errors import Refused, SideProcessDied, status_of
+from specgen_server.rpc.server import Server, spec_methods
+from specgen_server.rpc.side_process import VERY_LARGE, SideProcess, parent
+from specgen_server.rpc.side_process.__main__ import answered
+from specgen_server.rpc.side_process.link import Job, Link, Mark
+from specgen_server.settings import Settings, file_of
+from specgen_server.telemetry.stats import CallRecord
+from tvix.build.protos.build_pb2 import BuildRequest
+
+PUBLIC = "--no-call-lane"
+SETTINGS = Settings(max_elements=5000)
+METHODS = {method.name: method for method in spec_methods(SETTINGS)}
+
+
+def very_large(**fields: Any) -> BuildRequest:
+    """Return a request that is answered in the side process."""
+    arguments = ["/bin/sh", *["a" * 60_000] * (VERY_LARGE // 60_000 + 1)]
+    return build_request(**({"command_args": arguments} | fields))
+
+
+class Call:
+    """What a method may know of its call."""
+
+    def __init__(self, *metadata: tuple[str, str | bytes]) -> None:
+        self.metadata = metadata
+        self.record = CallRecord("GenerateSpec", request_id="of-a-test")
+        self.active = True
+
+    def is_active(self) -> bool:
+        return self.active
+
+
+class Asked:
+    """A side process, and what it is asked."""
+
+    def __init__(self, side: SideProcess) -> None:
+        self.side = side
+
+    @property
+    def pid(self) -> int:
+        return self.side._running._process.pid  # type: ignore[union-attr]
+
+    def is_asked(self, wire: bytes, call: Call, method: str = "GenerateSpec") -> bytes | None:
+        """Return its answer; None where it leaves that to us."""
+        return self.side._answer_aside(METHODS[method], wire, call)
+
+    def wait_until_ready(self) -> None:
+        wait_until(self.side.is_ready, "the side process")
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Asked]:
+    monkeypatch.setattr(parent, "_PAUSE", 0.0)
+    side = SideProcess(SETTINGS)
+    asked = Asked(side)
+    asked.wait_until_ready()
+    yield asked
+    side.close()
+
+
+# --- over a socket ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", [LANE, PUBLIC], ids=["lane", "public"])
+def test_answers_are_those_of_the_server(way: str) -> None:
+    """With options from the flags, from the call, and from a message; and all is accounted for."""
+    records: list[CallRecord] = []
+    options = SpecOptions(terminal=False)
+    with own_server(way, records, options=options) as (channel, server):
+        small = build_request()
+        assert Socket(channel).unary(small).code is grpc.StatusCode.OK
+        assert server._side._running is None
+        _start(server)
+        request = very_large(inputs=[file(f"{i:04}") for i in range(40)])
+        own = (("specgen-options", '{"rootless": false}'),)
+        [answer] = Socket(channel).unary(request, own).responses
+        assert answer == generate(request, options.override(rootless=False))
+        bulk = GenerateSpecsRequest(requests=[request, small, very_large(outputs=["/"])])
+        bulk.options.rootless = False
+        [response] = Socket(channel).bulk([bulk]).responses
+        assert response.results[0].spec == answer
+        assert response.results[2].error.violations[0].field == "outputs[0]"
+        wait_until(lambda: len(records) == 3, "the records")
+        assert _has_worked(server)
+    assert [record.builds for record in records] == [1, 1, 2]
+    assert [record.inputs_total for record in records] == [0, 40, 40]
+
+
+@pytest.mark.parametrize("way", [LANE, PUBLIC], ids=["lane", "public"])
+def test_refusals_are_those_of_the_server(way: str) -> None:
+    with own_server(way, max_elements=5000) as (channel, server):
+        broken = very_large(working_dir="/", outputs=["../x"])
+        many = build_request(inputs=[file(f"{i:05}" + "n" * 100) for i in range(5001)])
+        here = [Socket(channel).unary(request) for request in (broken, many)]
+        _start(server)
+        there = [Socket(channel).unary(request) for request in (broken, many)]
+        assert _has_worked(server)
+    assert there == here
+    assert [answer.code.name for answer in here] == ["INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"]
+    assert "grpc-status-details-bin" in here[0].trailers
+
+
+def _start(server: Server) -> None:
+    wait_until(server._side.is_ready, "the side process")
+
+
+def _has_worked(server: Server) -> bool:
+    assert server._side._running
+    return server._side._running._number > 0
+
+
+def test_small_calls_do_not_wait_for_it() -> None:
+    with own_server(LANE) as (channel, server):
+        _start(server)
+        pid = server._side._running._process.pid  # type: ignore[union-attr]
+        os.kill(pid, signal.SIGSTOP)
+        answers: list[Answer] = []
+        caller = threading.Thread(
+            target=lambda: answers.append(Socket(channel).unary(very_large()))
+        )
+        caller.start()
+        for _ in range(5):
+            assert Socket(channel).unary(build_request()).code is grpc.StatusCode.OK
+        caller.join(SECONDS)
+    assert [answer.code for answer in answers] == [grpc.StatusCode.OK]
+
+
+# --- when it fails ----------------------------------------------------------------------
+
+
+def test_until_it_is_ready_the_server_answers() -> None:
+    side = SideProcess(SETTINGS)
+    method = side.taking_from(METHODS["GenerateSpec"])
+    wire = very_large().SerializeToString()
+    try:
+        answer = method.answer(wire, Call())
+        assert answer == generate(wire, SpecOptions()).SerializeToString()
+        assert side._running and side._running._number == 0
+    finally:
+        side.close()
+
+
+def test_one_that_died_between_messages_is_replaced(
+    asked: Asked, caplog: pytest.LogCaptureFixture
+) -> None:
+    wire = very_large().SerializeToString()
+    answer = asked.is_asked(wire, Call())
+    died = asked.pid
+    os.kill(died, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{died}/exe").exists(), "its end")
+    assert asked.is_asked(wire, Call()) is None
+    asked.wait_until_ready()
+    assert asked.pid != died
+    assert asked.is_asked(wire, Call()) == answer
+    assert [record.message for record in caplog.records] == [
+        "side process: it died (SIGKILL); another one in 0 s"
+    ]
+
+
+def test_one_that_dies_of_a_message_takes_only_that_along(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been the message: so nobody else tries it."""
+    monkeypatch.setattr(parent, "_WINDOW", SECONDS)
+    os.kill(asked.pid, signal.SIGSTOP)
+    threading.Timer(0.3, os.kill, (asked.pid, signal.SIGKILL)).start()
+    with pytest.raises(SideProcessDied) as died:
+        asked.is_asked(b"\0" * 100, Call())
+    assert status_of(died.value).code is grpc.StatusCode.UNAVAILABLE
+    asked.wait_until_ready()
+
+
+@pytest.mark.parametrize("size", [100, 4 << 20], ids=["waiting", "sending"])
+def test_one_that_does_not_get_on_is_replaced(
+    asked: Asked, size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stopped one stands for one that others leave no time."""
+    stopped = asked.pid
+    os.kill(stopped, signal.SIGSTOP)
+    assert asked.is_asked(b"\0" * size, Call()) is None
+    assert not Path(f"/proc/{stopped}").exists()
+    asked.wait_until_ready()
+    assert caplog.records[0].message == (
+        "side process: it does not get on (SIGKILL); another one in 0 s"
+    )
+
+
+def test_one_that_cannot_be_started_is_tried_again_later(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    side = SideProcess(SETTINGS)
+    monkeypatch.setattr(sys, "executable", "/nonexistent")
+    assert not side.is_ready()
+    assert not side.is_ready()
+    assert [record.message for record in caplog.records] == [
+        "the side process cannot be started: [Errno 2] No such file or directory: '/nonexistent'"
+    ]
+    monkeypatch.undo()
+    monkeypatch.setattr(side, "_start_at", 0.0)
+    wait_until(side.is_ready, "the side process")
+    side.close()
+    assert not side.is_ready()
+
+
+def test_a_caller_who_leaves_is_not_worked_for(asked: Asked) -> None:
+    """The process looks between the builds of a message."""
+    odd = build_request(command_args=["sh"]).SerializeToString()
+    bulk = GenerateSpecsRequest(requests=[BuildRequest.FromString(odd)] * 9000)
+    call = Call()
+    call.active = False
+    with pytest.raises(Refused) as refused:
+        asked.is_asked(bulk.SerializeToString(), call, "GenerateSpecs")
+    assert status_of(refused.value).code is grpc.StatusCode.CANCELLED
+    assert 0 < call.record.builds < 9000
+
+
+def test_unexpected_errors_are_logged_there(caplog: pytest.LogCaptureFixture) -> None:
+    given_up, fd = Mark.new()
+    os.close(fd)
+    job = Job(1, "GenerateSpec", [], "of-a-test")
+    reply, answer = answered(job, b"", {}, given_up)
+    assert (reply.code, answer) == ("INTERNAL", b"")
+    assert caplog.records[0].levelno == logging.ERROR
+    assert caplog.records[0].request_id == "of-a-test"  # type: ignore[attr-defined]
+
+
+# --- how it ends ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_it_ends_with_the_server(how: signal.Signals, tmp_path: Path) -> None:
+    with running_server("127.0.0.1:0", tmp_path / "log", "--workers", "1") as server:
+        with grpc.insecure_channel(server.address) as channel:
+            assert Socket(channel).unary(very_large()).code is grpc.StatusCode.OK
+        [side] = _children(server.process.pid)
+        server.process.send_signal(how)
+        server.process.wait(SECONDS)
+        wait_until(lambda: not _runs(side), "the end of the side process")
+
+
+def _children(pid: int) -> list[int]:
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for thread in threads for child in thread.read_text().split()]
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_stop_signals_are_not_for_it(tmp_path: Path) -> None:
+    """A terminal sends Ctrl-C to all processes: what is being answered is answered."""
+    with running_server("127.0.0.1:0", tmp_path / "log", "--workers", "1") as server:
+        with grpc.insecure_channel(server.address) as channel:
+            assert Socket(channel).unary(very_large()).code is grpc.StatusCode.OK
+            [side] = _children(server.process.pid)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                os.kill(side, number)
+            time.sleep(0.1)
+            assert Socket(channel).unary(very_large()).code is grpc.StatusCode.OK
+        assert _children(server.process.pid) == [side]
+        assert "side process" not in server.log.read_text()
+
+
+# --- the link ---------------------------------------------------------------------------
+
+
+def test_what_is_cut_short_is_the_end() -> None:
+    ours, theirs = socket.socketpair()
+    link = Link(ours, Job, longest_still=1)
+    theirs.sendall(b"\1")
+    with pytest.raises(BlockingIOError):
+        link.receive()
+    theirs.close()
+    with pytest.raises(EOFError):
+        link.receive()
+    link.close()
+
+
+def test_settings_come_through() -> None:
+    program = (
+        "from specgen_server.settings import file_of, read_settings;"
+        "print(file_of(read_settings()).read().decode())"
+    )
+    with file_of(SETTINGS) as told:
+        run = subprocess.run([sys.executable, "-c", program], stdin=told, capture_output=True)
+    assert msgspec.json.decode(run.stdout, type=Settings) == SETTINGS
