@@ -649,7 +649,7 @@ def test_work_for_a_cancelled_stream_stops(way: str, monkeypatch: pytest.MonkeyP
         assert started.wait(SECONDS)
         call.cancel()
         assert server.stop(0)(SECONDS)  # so that the server knows
-        while server.on_lane and any(open._stays for open in server._way.open):
+        while server.on_lane and any(each._stays for each in server._way.open):
             time.sleep(0.001)
         cancelled.set()
         deadline = time.monotonic() + SECONDS
