@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from test_workers import wait_until
 from specgen.v1.specgen_pb2 import GenerateSpecsRequest
 from specgen_core import SpecOptions, generate
 from specgen_server.rpc.errors import Refused, SideProcessDied, status_of
-from specgen_server.rpc.server import Server, spec_methods
+from specgen_server.rpc.server import Server
 from specgen_server.rpc.side_process import VERY_LARGE, SideProcess, parent
 from specgen_server.rpc.side_process.__main__ import answered
 from specgen_server.rpc.side_process.link import Job, Link, Mark
@@ -35,25 +35,12 @@ from tvix.build.protos.build_pb2 import BuildRequest
 
 PUBLIC = "--no-call-lane"
 SETTINGS = Settings(max_elements=5000)
-METHODS = {method.name: method for method in spec_methods(SETTINGS)}
 
 
 def very_large(**fields: Any) -> BuildRequest:
     """Return a request that is answered in the side process."""
     arguments = ["/bin/sh", *["a" * 60_000] * (VERY_LARGE // 60_000 + 1)]
     return build_request(**({"command_args": arguments} | fields))
-
-
-class Call:
-    """What a method may know of its call."""
-
-    def __init__(self, *metadata: tuple[str, str | bytes]) -> None:
-        self.metadata = metadata
-        self.record = CallRecord("GenerateSpec", request_id="of-a-test")
-        self.active = True
-
-    def is_active(self) -> bool:
-        return self.active
 
 
 class Asked:
@@ -66,9 +53,11 @@ class Asked:
     def pid(self) -> int:
         return self.side._running._process.pid  # type: ignore[union-attr]
 
-    def is_asked(self, wire: bytes, call: Call, method: str = "GenerateSpec") -> bytes | None:
+    def is_asked(
+        self, wire: bytes, *, is_active: Callable[[], bool] = lambda: True
+    ) -> bytes | None:
         """Return its answer; None where it leaves that to us."""
-        return self.side._answer_aside(METHODS[method], wire, call)
+        return self.side.answer(wire, SpecOptions(), CallRecord("GenerateSpec"), is_active)
 
     def wait_until_ready(self) -> None:
         wait_until(self.side.is_ready, "the side process")
@@ -155,29 +144,25 @@ def test_small_calls_do_not_wait_for_it() -> None:
 
 
 def test_until_it_is_ready_the_server_answers() -> None:
-    side = SideProcess(SETTINGS)
-    method = side.taking_from(METHODS["GenerateSpec"])
-    wire = very_large().SerializeToString()
-    try:
-        answer = method.answer(wire, Call())
-        assert answer == generate(wire, SpecOptions()).SerializeToString()
-        assert side._running and side._running._number == 0
-    finally:
-        side.close()
+    with own_server(LANE) as (channel, server):
+        request = very_large()
+        [answer] = Socket(channel).unary(request).responses
+        assert answer == generate(request, SpecOptions())
+        assert server._side._running and server._side._running._number == 0
 
 
 def test_one_that_died_between_messages_is_replaced(
     asked: Asked, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire = very_large().SerializeToString()
-    answer = asked.is_asked(wire, Call())
+    answer = asked.is_asked(wire)
     died = asked.pid
     os.kill(died, signal.SIGKILL)
     wait_until(lambda: not Path(f"/proc/{died}/exe").exists(), "its end")
-    assert asked.is_asked(wire, Call()) is None
+    assert asked.is_asked(wire) is None
     asked.wait_until_ready()
     assert asked.pid != died
-    assert asked.is_asked(wire, Call()) == answer
+    assert asked.is_asked(wire) == answer
     assert [record.message for record in caplog.records] == [
         "side process: it died (SIGKILL); another one in 0 s"
     ]
@@ -191,19 +176,20 @@ def test_one_that_dies_of_a_message_takes_only_that_along(
     os.kill(asked.pid, signal.SIGSTOP)
     threading.Timer(0.3, os.kill, (asked.pid, signal.SIGKILL)).start()
     with pytest.raises(SideProcessDied) as died:
-        asked.is_asked(b"\0" * 100, Call())
+        asked.is_asked(b"\0" * (VERY_LARGE + 1))
     assert status_of(died.value).code is grpc.StatusCode.UNAVAILABLE
     asked.wait_until_ready()
 
 
 @pytest.mark.parametrize("size", [100, 4 << 20], ids=["waiting", "sending"])
 def test_one_that_does_not_get_on_is_replaced(
-    asked: Asked, size: int, caplog: pytest.LogCaptureFixture
+    asked: Asked, size: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A stopped one stands for one that others leave no time."""
+    monkeypatch.setattr(parent, "VERY_LARGE", 10)
     stopped = asked.pid
     os.kill(stopped, signal.SIGSTOP)
-    assert asked.is_asked(b"\0" * size, Call()) is None
+    assert asked.is_asked(b"\0" * size) is None
     assert not Path(f"/proc/{stopped}").exists()
     asked.wait_until_ready()
     assert caplog.records[0].message == (
@@ -228,23 +214,21 @@ def test_one_that_cannot_be_started_is_tried_again_later(
     assert not side.is_ready()
 
 
-def test_a_caller_who_leaves_is_not_worked_for(asked: Asked) -> None:
-    """The process looks between the builds of a message."""
-    odd = build_request(command_args=["sh"]).SerializeToString()
-    bulk = GenerateSpecsRequest(requests=[BuildRequest.FromString(odd)] * 9000)
-    call = Call()
-    call.active = False
+def test_a_caller_who_leaves_is_not_worked_for(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process looks between its steps."""
+    monkeypatch.setattr(parent, "_LOOK_EVERY", 0.0)
     with pytest.raises(Refused) as refused:
-        asked.is_asked(bulk.SerializeToString(), call, "GenerateSpecs")
+        asked.is_asked(very_large().SerializeToString(), is_active=lambda: False)
     assert status_of(refused.value).code is grpc.StatusCode.CANCELLED
-    assert 0 < call.record.builds < 9000
 
 
 def test_unexpected_errors_are_logged_there(caplog: pytest.LogCaptureFixture) -> None:
     given_up, fd = Mark.new()
     os.close(fd)
-    job = Job(1, "GenerateSpec", [], "of-a-test")
-    reply, answer = answered(job, b"", {}, given_up)
+    broken: Any = None
+    reply, answer = answered(Job(1, SpecOptions(), "of-a-test"), b"", broken, given_up)
     assert (reply.code, answer) == ("INTERNAL", b"")
     assert caplog.records[0].levelno == logging.ERROR
     assert caplog.records[0].request_id == "of-a-test"  # type: ignore[attr-defined]

@@ -6,7 +6,10 @@ import ctypes
 import os
 from contextlib import suppress
 
-__all__ = ["give_back_freed_memory", "keep_freed_memory"]
+__all__ = ["WORTH_GIVING_BACK", "give_back_freed_memory", "keep_freed_memory"]
+
+WORTH_GIVING_BACK = 2 * 1024 * 1024
+"""Bytes of a message of which what it took is given back; with all memory, that takes time."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _KEPT = 8 * 1024 * 1024  # bytes

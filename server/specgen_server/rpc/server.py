@@ -42,7 +42,7 @@ class Server:
         self.health = Health(["", SERVICE_NAME])
         self._side = SideProcess(settings)
         methods = [
-            *map(self._side.taking_from, spec_methods(settings)),
+            *spec_methods(settings, self._side),
             *self.health.methods,
             *reflection_methods([SERVICE_NAME, HEALTH_SERVICE_NAME]),
         ]
@@ -115,15 +115,20 @@ class Server:
         return wait
 
 
-def spec_methods(settings: Settings) -> list[Method]:
-    """Return the methods of SpecService: GenerateSpec, and GenerateSpecs."""
+def spec_service(settings: Settings, side: SideProcess | None = None) -> SpecService:
+    """Return what answers; with a side process, the largest requests there."""
     limits = MessageLimits(
         max_message_bytes=settings.max_message_bytes,
         max_elements=settings.max_elements,
         max_paths=settings.max_paths,
         max_builds=settings.max_builds,
     )
-    service = SpecService(settings.options, settings.policy, limits, quick=settings.quick)
+    return SpecService(settings.options, settings.policy, limits, quick=settings.quick, side=side)
+
+
+def spec_methods(settings: Settings, side: SideProcess | None = None) -> list[Method]:
+    """Return the methods of SpecService: GenerateSpec, and GenerateSpecs."""
+    service = spec_service(settings, side)
     calls = Limit(settings.max_in_flight, "calls are in flight")
     streams = Limit(settings.max_streams, "calls are in flight")
     return [

@@ -28,6 +28,7 @@ from ..telemetry.stats import CallRecord
 from .call_options import METADATA_KEY, options_of_message, options_of_metadata
 from .errors import CallerGone, status_of
 from .message_limits import MessageLimits
+from .side_process import SideProcess
 
 __all__ = ["SERVICE_NAME", "OpenCall", "SpecService"]
 
@@ -61,8 +62,10 @@ class SpecService:
         limits: MessageLimits | None = None,
         *,
         quick: bool = True,
+        side: SideProcess | None = None,
     ) -> None:
         """Take the server's own options, policy and limits; without ``quick``, the plain way."""
+        self._side = side
         self._options = options or SpecOptions()
         self._policy = policy or Policy()
         self._limits = limits or MessageLimits()
@@ -125,18 +128,24 @@ class SpecService:
     def _spec(self, wire: bytes, options: SpecOptions, call: OpenCall) -> bytes:
         note_build = call.record.note_build
         spec = self._quick(wire, options, note_build=note_build) if self._quick else None
+        if spec is None and self._side:
+            spec = self._side.answer(wire, options, call.record, call.is_active)
         if spec is None:
-            spec = self._plain(wire, options, note_build, call.is_active)
+            spec = self.answer_plainly(wire, options, note_build, call.is_active)
         self._limits.check_size(len(spec), len(wire))
         return spec
 
-    def _plain(
+    def answer_plainly(
         self,
         wire: bytes,
         options: SpecOptions,
         note_build: Callable[[int], None],
         is_active: Callable[[], bool],
     ) -> bytes:
+        """Answer a BuildRequest in the plain way, under these options.
+
+        ``note_build`` gets to know how many inputs it has. Raises what ``generate_spec`` does.
+        """
         self._limits.check_request(wire)
         request = read_request(wire)
         note_build(len(request.inputs))
@@ -148,7 +157,7 @@ class SpecService:
 
     def _plain_message(self, message: BuildRequest, options: SpecOptions) -> SpecJSON:
         wire = message.SerializeToString()
-        return SpecJSON.FromString(self._plain(wire, options, _ignore, _always))
+        return SpecJSON.FromString(self.answer_plainly(wire, options, _ignore, _always))
 
     def _parts_of(self, wire: bytes) -> tuple[Iterable[bytes], SpecOptionsMessage]:
         """Return the builds of a GenerateSpecsRequest, unparsed, and its options."""

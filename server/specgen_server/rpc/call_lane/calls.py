@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import inf
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ class Call:
         *("_asked_for_close", "_has_headers", "_has_left", "_is_closed", "_stays"),
     )
     large_from: float = LARGE  # answering a smaller message takes few milliseconds
+    very_large_from: float = VERY_LARGE  # the side process answers those
     goes_on = False  # after its first answer
 
     def __init__(self, lane: CallLane, method: Method, event: Any) -> None:
@@ -124,7 +126,8 @@ class Call:
             return
         if not self._asked_for_close:
             self._ask_for_close()
-        jobs = self.lane.very_large if len(wire) > VERY_LARGE else self.lane.large
+        is_very_large = len(wire) > self.very_large_from
+        jobs = self.lane.very_large if is_very_large else self.lane.large
         jobs.put((self, wire))
 
     def answer(self, wire: bytes) -> bytes | Status:
@@ -227,6 +230,7 @@ class Stream(Call):
 
     __slots__ = ()
     large_from = -1.0  # a small message can hold many builds
+    very_large_from = inf  # and a large one as well
     goes_on = True
 
     def begin(self) -> None:

@@ -1,4 +1,4 @@
-"""What goes between a server and its side process: a head and the bytes of a message, each way."""
+"""What goes between a server and its side process: a head and a message's bytes, each way."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import mmap
 import os
 import socket
 import struct
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
-from specgen_core import Violation
-
-from ...telemetry.stats import CallRecord
+from specgen_core import SpecOptions, Violation
 
 __all__ = ["Job", "Link", "Mark", "Reply"]
 
@@ -23,19 +21,18 @@ _TIMEOUT = struct.Struct("@ll")
 
 
 class Job(msgspec.Struct, array_like=True):
-    """What to answer, with the message's bytes."""
+    """How to answer a BuildRequest, with its bytes."""
 
     number: int
-    method: str
-    metadata: list[tuple[str, Any]]
+    options: SpecOptions
     request_id: str
 
 
 class Reply(msgspec.Struct, array_like=True):
     """What came of it, with the answer's bytes if there is one; else with the status instead."""
 
-    record: CallRecord
-    """In it, the builds of the message are noted."""
+    inputs: int | None = None
+    """How many the build has, once that is known."""
     code: str = "OK"
     message: str = ""
     violations: list[Violation] = []

@@ -10,20 +10,20 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
-from functools import partial
 from math import inf
 from pathlib import Path
 from time import monotonic
 
 import grpc
 
-from ...memory import give_back_freed_memory
+from specgen_core import SpecOptions
+
+from ...memory import WORTH_GIVING_BACK, give_back_freed_memory
 from ...settings import Settings, file_of
-from ..calls import Method
+from ...telemetry.stats import CallRecord
 from ..errors import Refused, SideProcessDied, Status
-from ..service import OpenCall
 from .link import Job, Link, Mark, Reply
 
 __all__ = ["VERY_LARGE", "SideProcess"]
@@ -31,7 +31,7 @@ __all__ = ["VERY_LARGE", "SideProcess"]
 logger = logging.getLogger(__name__)
 
 VERY_LARGE = 512 * 1024
-"""Bytes of a message from which on it is answered in the side process."""
+"""Bytes of a build request from which on it is answered in the side process."""
 
 _LOOK_EVERY = 0.05  # seconds
 _WINDOW = 0.5  # seconds, in which it must have had a share of a processor
@@ -41,10 +41,10 @@ _LONGEST_STILL = 1  # seconds in which nothing goes through the socket
 
 
 class SideProcess:
-    """Answers the very large messages of methods; there is no process before the first of them.
+    """Answers very large build requests; there is no process before the first of them.
 
-    Where it is not ready, cannot be started, or does not get on for want of processors, such a
-    message is answered in the thread that has it.
+    Where it is not ready, cannot be started, or does not get on for want of processors, they are
+    answered in the thread that has them.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -52,10 +52,6 @@ class SideProcess:
         self._lock = threading.Lock()
         self._running: _Running | None = None
         self._start_at = 0.0
-
-    def taking_from(self, method: Method) -> Method:
-        """Return a method whose very large messages are answered in the side process."""
-        return replace(method, answer=partial(self._answer, method))
 
     def is_ready(self) -> bool:
         """Return whether the process takes a message now; start it if there is none."""
@@ -68,16 +64,21 @@ class SideProcess:
         if running := self._running:
             running.end()
 
-    def _answer(self, method: Method, wire: bytes, call: OpenCall) -> bytes:
-        answer = self._answer_aside(method, wire, call) if len(wire) > VERY_LARGE else None
-        return method.answer(wire, call) if answer is None else answer
+    def answer(
+        self, wire: bytes, options: SpecOptions, record: CallRecord, is_active: Callable[[], bool]
+    ) -> bytes | None:
+        """Return the answer to a build request; None where it is to be answered here.
 
-    def _answer_aside(self, method: Method, wire: bytes, call: OpenCall) -> bytes | None:
-        """Return the side process' answer; None where this is to be answered here."""
+        Raises:
+            Refused: there is no answer.
+            SideProcessDied: maybe of this request, so it is not to be answered here either.
+        """
+        if len(wire) <= VERY_LARGE:
+            return None
         with self._lock:
             running = self._ready()
             try:
-                return running.answer(method.name, wire, call) if running else None
+                return running.answer(wire, options, record, is_active) if running else None
             except _DoesNotGetOn:
                 self._end("it does not get on")
                 return None
@@ -143,35 +144,32 @@ class _Running:
                 self._is_ready = True
         return self._is_ready
 
-    def answer(self, method: str, wire: bytes, call: OpenCall) -> bytes:
-        """Return the answer to a message.
-
-        Raises:
-            Refused: there is none.
-            SideProcessDied: nor will there be one.
-            _DoesNotGetOn: nor soon.
-        """
+    def answer(
+        self, wire: bytes, options: SpecOptions, record: CallRecord, is_active: Callable[[], bool]
+    ) -> bytes:
+        """Return the answer to a build request; raises _DoesNotGetOn besides the others."""
         self._number += 1
-        metadata = [(key, value) for key, value in call.metadata]
-        give_back_freed_memory()  # the other process needs some for the message
+        if len(wire) > WORTH_GIVING_BACK:
+            give_back_freed_memory()  # the other process needs some for the message
         try:
-            self._link.send(Job(self._number, method, metadata, call.record.request_id), wire)
-            self._wait(call)
+            self._link.send(Job(self._number, options, record.request_id), wire)
+            self._wait(is_active)
             reply, answer = self._link.receive()
         except BlockingIOError:
             raise _DoesNotGetOn from None
         except (EOFError, OSError):
             raise SideProcessDied from None
-        call.record.note_builds_of(reply.record)
+        if reply.inputs is not None:
+            record.note_build(reply.inputs)
         if reply.code != grpc.StatusCode.OK.name:
             raise Refused(Status(grpc.StatusCode[reply.code], reply.message, reply.violations))
         return answer
 
-    def _wait(self, call: OpenCall) -> None:
+    def _wait(self, is_active: Callable[[], bool]) -> None:
         """Wait for a reply, as long as the process has its share of the processors' time."""
         looks, had = 0, self._processor_time()
         while not self._replies.poll(_LOOK_EVERY * 1000):
-            if not call.is_active():
+            if not is_active():
                 self._given_up.set(self._number)
             looks += 1
             if looks * _LOOK_EVERY >= _WINDOW:
