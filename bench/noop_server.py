@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,8 +29,8 @@ def main() -> None:
     args = parser.parse_args()
     wires = [*corpus.closures(), *corpus.sized(60, 100)]
     answers = {wire: generate(wire, SpecOptions()).SerializeToString() for wire in wires}
-    server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
-    starts = [server.start]
+    options = [("grpc.so_reuseport", 0)]
+    server: Any
     if args.call_lane:
         from specgen_server.rpc.call_lane import CallLane
         from specgen_server.rpc.calls import Calls, Limit, Method
@@ -39,15 +40,15 @@ def main() -> None:
         method = Method(
             "specgen.v1.SpecService", "GenerateSpec", lambda wire, _: answers[wire], limit
         )
-        lane = CallLane(server, calls, [method], 0)
-        starts.append(lane.start)
+        server = CallLane(calls, [method], 0, options)
+        server.add_port(args.listen, None)
     else:
+        server = grpc.server(ThreadPoolExecutor(4), options=options)
         handler: Any = grpc.unary_unary_rpc_method_handler(lambda wire, _: answers[wire])
         server.add_registered_method_handlers("specgen.v1.SpecService", {"GenerateSpec": handler})
-    server.add_insecure_port(args.listen)
-    for start in starts:
-        start()
-    server.wait_for_termination()
+        server.add_insecure_port(args.listen)
+    server.start()
+    threading.Event().wait()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import socket
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import Mock
 
 import grpc
 import grpc_testing
@@ -92,7 +91,7 @@ def in_process_server(settings: Settings) -> grpc_testing.Server:
     """Return a server of grpcio-testing: no serialization, so messages are bytes."""
     calls = Calls(enter=lambda record: None, named_callers=False)
     methods = spec_methods(settings)
-    public = PublicWay(Mock(), calls, methods, settings.max_message_bytes)
+    public = PublicWay(calls, methods, settings.max_message_bytes)
     unary, bulk = (public.behavior(method) for method in methods)
     servicer = SimpleNamespace(
         GenerateSpec=lambda wire, context: unary(iter([wire]), context), GenerateSpecs=bulk

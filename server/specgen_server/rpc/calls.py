@@ -67,9 +67,9 @@ class Method:
     name: str
     answer: Callable[[bytes, OpenCall], bytes]
     limit: Limit
-    kind: Literal["unary", "stream", "watch"] = "unary"
-    """It answers one message with one; each message of a stream with one; or one message, and
-    again whenever the answer to it has changed."""
+    kind: Literal["unary", "stream", "watch", "unknown"] = "unary"
+    """It answers one message with one; each message of a stream with one; one message, and
+    again whenever the answer to it has changed; or none, as it is not here."""
     recorded: bool = False
     """Whether its calls stand in the log, in metrics and traces, and hold up a drain."""
 

@@ -23,6 +23,7 @@ __all__ = [
     "Status",
     "TooLarge",
     "TooMany",
+    "UnknownMethod",
     "UnknownService",
     "abort",
     "status_of",
@@ -51,6 +52,13 @@ class NoMessage(Exception):
 
     def __init__(self) -> None:
         super().__init__("this method takes exactly one message, and none came")
+
+
+class UnknownMethod(Exception):
+    """A method was called that is not here."""
+
+    def __init__(self) -> None:
+        super().__init__("Method not found!")  # as grpc.server() says
 
 
 class UnknownService(Exception):
@@ -103,6 +111,7 @@ _CODES: dict[type[Exception], grpc.StatusCode] = {
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     TooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
     TooMany: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    UnknownMethod: grpc.StatusCode.UNIMPLEMENTED,
     UnknownService: grpc.StatusCode.NOT_FOUND,
 }
 

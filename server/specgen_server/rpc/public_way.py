@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
@@ -77,15 +77,16 @@ class Threads(ThreadPoolExecutor):
 
 
 class PublicWay:
-    """Serves methods of a server that has not been started yet."""
+    """Serves methods from a grpc.server()."""
 
     def __init__(
         self,
-        server: grpc.Server,
         calls: Calls,
         methods: Iterable[Method],
         max_message_bytes: int,  # noqa: ARG002  # the limits of threads are enough here
+        options: Sequence[tuple[str, int]] = (),
     ) -> None:
+        self._server = server = grpc.server(Threads(1, "unknown-method"), options=options)
         self._calls = calls
         self._lock = threading.Lock()
         self._open = 0
@@ -104,8 +105,22 @@ class PublicWay:
         """How many recorded calls have come in, and have not ended with their answer sent."""
         return self._open
 
+    def add_port(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
+        """Bind an address before the start; return its port, 0 where that fails."""
+        try:
+            if credentials:
+                return self._server.add_secure_port(address, credentials)
+            return self._server.add_insecure_port(address)
+        except RuntimeError:
+            return 0
+
     def start(self) -> None:
-        """Nothing: the server starts the calls."""
+        """Take calls."""
+        self._server.start()
+
+    def stop(self, grace: float) -> threading.Event:
+        """Take no more calls, cancel after so many seconds; return what says that none is left."""
+        return self._server.stop(grace)
 
     def let_go(self) -> None:
         """Nothing: a large answer that lingered would hold its thread."""

@@ -7,8 +7,6 @@ import os
 import shutil
 from collections.abc import Callable
 
-import grpc
-
 from ..addresses import AddressError, unix_path
 from ..settings import Settings
 from ..telemetry.stats import CallRecord
@@ -19,7 +17,7 @@ from .credentials import server_credentials
 from .health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from .health import Health
 from .message_limits import MessageLimits
-from .public_way import PublicWay, Threads
+from .public_way import PublicWay
 from .reflection import reflection_methods
 from .service import SERVICE_NAME, SpecService
 from .side_process import SideProcess
@@ -38,7 +36,6 @@ class Server:
             enter=enter,
             named_callers=settings.tls is not None and settings.tls.client_ca is not None,
         )
-        self._grpc = grpc.server(Threads(1, "unknown-method"), options=_options(settings))
         self.health = Health(["", SERVICE_NAME])
         self._side = SideProcess(settings)
         methods = [
@@ -46,12 +43,12 @@ class Server:
             *self.health.methods,
             *reflection_methods([SERVICE_NAME, HEALTH_SERVICE_NAME]),
         ]
-        lacks = missing(self._grpc) if settings.call_lane else []
+        lacks = missing() if settings.call_lane else []
         if lacks:
             logger.warning("grpcio lacks what the call lane needs: %s", ", ".join(lacks))
         self.on_lane = settings.call_lane and not lacks
         way = CallLane if self.on_lane else PublicWay
-        self._way = way(self._grpc, calls, methods, settings.max_message_bytes)
+        self._way = way(calls, methods, settings.max_message_bytes, _options(settings))
         self.health.when_changed = self._way.answers_changed
         logger.info("calls come in by %s", "the call lane" if self.on_lane else "grpc.server()")
 
@@ -70,12 +67,8 @@ class Server:
         path = unix_path(address)
         mask = os.umask(0o177) if path else None  # until its mode is set, it is ours alone
         try:
-            if self._settings.tls is None or path:
-                port = self._grpc.add_insecure_port(address)
-            else:
-                port = self._grpc.add_secure_port(address, server_credentials(self._settings.tls))
-        except RuntimeError:
-            port = 0
+            tls = None if path else self._settings.tls
+            port = self._way.add_port(address, server_credentials(tls) if tls else None)
         finally:
             if mask is not None:
                 os.umask(mask)
@@ -93,7 +86,6 @@ class Server:
 
     def start(self) -> None:
         """Take calls."""
-        self._grpc.start()
         self._way.start()
 
     def stop(self, grace: float) -> Callable[[float | None], bool]:
@@ -102,7 +94,7 @@ class Server:
         Returns a function that waits, for so many seconds, until that has happened.
         """
         self._way.let_go()
-        stopped = self._grpc.stop(grace)
+        stopped = self._way.stop(grace)
 
         def wait(seconds: float | None) -> bool:
             self._way.let_go()

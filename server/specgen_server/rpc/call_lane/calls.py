@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from ...telemetry.stats import CallRecord
-from ..calls import Method
-from ..errors import CallerGone, NoMessage, Overloaded, Status, status_of
+from ..calls import Limit, Method
+from ..errors import CallerGone, NoMessage, Overloaded, Status, UnknownMethod, status_of
 from ..lingering import LARGE
 from ..side_process import VERY_LARGE
 from .core import auth_context, close, headers, message, ok, receive, refusal
@@ -20,7 +20,7 @@ from .core import auth_context, close, headers, message, ok, receive, refusal
 if TYPE_CHECKING:
     from .lane import CallLane
 
-__all__ = ["KINDS", "Call", "Watch"]
+__all__ = ["KINDS", "UNKNOWN", "Call", "Watch"]
 
 _OK = Status(grpc.StatusCode.OK, "", [])
 _NOT_RECEIVED = Status(grpc.StatusCode.RESOURCE_EXHAUSTED, "the message is too large", [])
@@ -291,5 +291,18 @@ class Watch(Stream):
         super()._closed(event)
 
 
-KINDS: dict[str, type[Call]] = {"unary": Call, "stream": Stream, "watch": Watch}
+class Unknown(Call):
+    """Of a method that is not here."""
+
+    __slots__ = ()
+
+    def begin(self) -> None:
+        """Say so."""
+        self.finish(status_of(UnknownMethod()))
+
+
+UNKNOWN = Method("", "unknown", lambda _wire, _call: b"", Limit(0, "calls"), "unknown")
+"""Stands for all methods that are not here."""
+
+KINDS: dict[str, type[Call]] = {"unary": Call, "stream": Stream, "watch": Watch, "unknown": Unknown}
 """By the kind of their method."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import grpc
@@ -15,9 +17,11 @@ except ImportError:
     cygrpc = None
 
 __all__ = [
+    "add_port",
     "auth_context",
     "close",
     "completion_queue",
+    "core_server",
     "headers",
     "message",
     "missing",
@@ -27,9 +31,15 @@ __all__ = [
 ]
 
 _NEEDED: dict[str, str | None] = {
-    "Server.register_method": "self fully_qualified_method",
+    "Server.add_http2_port": "self address server_credentials",
+    "Server.cancel_all_calls": "self",
+    "Server.destroy": "self",
     "Server.register_completion_queue": "self queue",
+    "Server.register_method": "self fully_qualified_method",
+    "Server.request_call": "self call_queue server_queue tag",
     "Server.request_registered_call": "self call_queue server_queue method tag",
+    "Server.shutdown": "self queue tag",
+    "Server.start": "self backup_queue",
     "CompletionQueue.poll": "self deadline",
     "CompletionQueue.shutdown": "self",
     "Call.start_server_batch": "self operations tag",
@@ -51,15 +61,16 @@ _NEEDED: dict[str, str | None] = {
 """What the lane leans on, with the parameters of what it calls."""
 
 
-def missing(server: grpc.Server) -> list[str]:
+def missing() -> list[str]:
     """Return the names of what the lane needs of grpcio and is not there, or not as it was."""
-    lacks = [] if hasattr(server, "_cy_server") else ["grpc.Server._cy_server"]
-    lacks += (f"cygrpc.{name}" for name, of in _NEEDED.items() if not _is_as_it_was(name, of))
-    for operation in (headers, receive, close, ok, message):
+    lacks = [f"cygrpc.{name}" for name, of in _NEEDED.items() if not _is_as_it_was(name, of)]
+    if not hasattr(grpc.ServerCredentials(None), "_credentials"):
+        lacks.append("grpc.ServerCredentials._credentials")
+    for make in (headers, receive, close, ok, message, completion_queue, partial(core_server, ())):
         try:
-            operation()
+            make()
         except (AttributeError, TypeError) as error:
-            lacks.append(f"an operation of cygrpc ({error})")
+            lacks.append(f"an object of cygrpc ({error})")
     return lacks
 
 
@@ -73,6 +84,18 @@ def _is_as_it_was(name: str, parameters: str | None) -> bool:
         return list(inspect.signature(found).parameters) == parameters.split()
     except (TypeError, ValueError):
         return False
+
+
+def core_server(options: Sequence[tuple[str, int]]) -> Any:
+    """Return a server of the core, which takes no calls yet."""
+    return cygrpc.Server(tuple(options), False)
+
+
+def add_port(server: Any, address: str, credentials: grpc.ServerCredentials | None) -> int:
+    """Bind an address; return its port, 0 where that fails."""
+    own = credentials._credentials if credentials else None  # type: ignore[attr-defined]
+    port: int = server.add_http2_port(address.encode(), own)
+    return port
 
 
 def completion_queue() -> Any:

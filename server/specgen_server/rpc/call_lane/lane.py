@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from queue import SimpleQueue
 from time import perf_counter
@@ -17,8 +17,8 @@ import grpc
 from ..calls import Calls, Limit, Method
 from ..errors import Overloaded, Status, status_of
 from ..lingering import is_read
-from .calls import KINDS, Call, Watch
-from .core import completion_queue
+from .calls import KINDS, UNKNOWN, Call, Watch
+from .core import add_port, completion_queue, core_server
 
 __all__ = ["CallLane"]
 
@@ -38,14 +38,18 @@ _PATIENCE = 1.0  # seconds that a call may wait for its client while others need
 
 
 class CallLane:
-    """Serves methods of a server that has not been started yet.
+    """Serves methods from a server of its own, whose core no other thread polls.
 
     What is written here of open calls is written by the lane's own thread. Helpers only
     answer, start the sending, and count what is held.
     """
 
     def __init__(
-        self, server: grpc.Server, calls: Calls, methods: Iterable[Method], max_message_bytes: int
+        self,
+        calls: Calls,
+        methods: Iterable[Method],
+        max_message_bytes: int,
+        options: Sequence[tuple[str, int]] = (),
     ) -> None:
         self.calls = calls
         self.open: dict[Call, None] = {}  # the longest open first
@@ -56,9 +60,13 @@ class CallLane:
         self.receiving = 0  # calls, of whose messages gRPC may hold any part
         self.watching = threading.Lock()
         self.stops = False
+        self._stops = False
         self.lingering: list[Call] = []
         self._closing = False
-        self._core = server._cy_server  # type: ignore[attr-defined]
+        self._together = 1  # messages that were answered together last time
+        self._stopped = threading.Event()
+        self._credentials: list[grpc.ServerCredentials] = []
+        self._core = core_server(options)
         self._queue = completion_queue()
         self._core.register_completion_queue(self._queue)
         self._methods = list(methods)
@@ -80,13 +88,39 @@ class CallLane:
         """How many recorded calls have come in, and have not ended with their answer sent."""
         return sum(call.method.recorded for call in list(self.open))
 
+    def add_port(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
+        """Bind an address before the start; return its port, 0 where that fails."""
+        if credentials:
+            self._credentials.append(credentials)  # they are asked for new certificates
+        return add_port(self._core, address, credentials)
+
     def start(self) -> None:
-        """Take calls, once the server has been started. No thread is started after this."""
+        """Take calls. No thread is started after this."""
         sys.setswitchinterval(_SWITCH_EVERY)
+        self._core.start()
         for thread in self._threads:
             thread.start()
-        for method in self._methods:
+        for method in (*self._methods, UNKNOWN):
             self._request(partial(self._came, method), method)
+
+    def stop(self, grace: float) -> threading.Event:
+        """Take no more calls, cancel after so many seconds; return what is set once none is left.
+
+        It can be asked again, with less grace.
+        """
+        if not self._stops:
+            self._stops = True
+            self._core.shutdown(self._queue, self._has_stopped)
+        if grace:
+            cancelling = threading.Timer(grace, self._core.cancel_all_calls)
+            cancelling.daemon = True
+            cancelling.start()
+        else:
+            self._core.cancel_all_calls()
+        return self._stopped
+
+    def _has_stopped(self, _event: Any) -> None:
+        self._stopped.set()
 
     def close(self) -> None:
         """Have the threads end, once the server has stopped and what they are at is done."""
@@ -128,8 +162,12 @@ class CallLane:
             self._queue.shutdown()
 
     def _request(self, tag: Callable[[Any], None], method: Method) -> None:
+        queue = self._queue
         try:
-            error = self._core.request_registered_call(self._queue, self._queue, method.path, tag)
+            if method is UNKNOWN:
+                error = self._core.request_call(queue, queue, tag)
+            else:
+                error = self._core.request_registered_call(queue, queue, method.path, tag)
         except ValueError:
             return  # the server stops
         if error:
@@ -147,14 +185,24 @@ class CallLane:
             if self.gathered:
                 self._gather()
                 self._answer_gathered()
+        self._core.destroy()
 
     def _gather(self) -> None:
+        """Take what has come besides.
+
+        The core looks at one connection at a time, and mostly says only the next time what
+        has come there. So it is asked again, the more often the more came last time: where
+        calls come one by one, it would be in vain.
+        """
         until = perf_counter() + _HOLD_BACK
-        while len(self.open) > 1 and len(self.gathered) < _TOGETHER and perf_counter() < until:
+        asks = self._together + 1
+        while len(self.gathered) < _TOGETHER and asks and perf_counter() < until:
             event = self._queue.poll(_DO_NOT_WAIT)
             if event.tag is None:
-                return
-            self._go_on(event)
+                asks -= 1
+            else:
+                self._go_on(event)
+        self._together = len(self.gathered)
 
     def _go_on(self, event: Any) -> None:
         try:
@@ -198,7 +246,7 @@ class CallLane:
         call.begin()
         if self.receiving > self._most_receive:
             why = Overloaded(self._most_receive, "calls send a message")
-            self._one_gives_way(why, lambda other: other.receives)
+            self._one_gives_way(why, lambda other: other.receives and not other.status)
 
     def _one_gives_way(
         self, why: Overloaded, kind: Callable[[Call], bool] = lambda _: True
