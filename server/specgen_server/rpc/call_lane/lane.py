@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from collections import deque
@@ -30,9 +31,11 @@ Jobs: TypeAlias = "SimpleQueue[tuple[Call, bytes] | None]"
 _MOST_HELD = 128 * 1024 * 1024  # bytes of messages that wait for a helper, or for their reader
 _SWITCH_EVERY = 0.0005  # seconds that a helper keeps Python from the lane; by default it is 0.005
 _TOGETHER = 16  # messages answered before their answers are sent
+_LOOK_EVERY = 16  # messages that are answered alone, to see whether there are others
 _MOST_OPEN = 4096  # calls, most of which wait for their clients
 _MOST_RECEIVE = 128  # calls that receive a message for long, and one more for each at work
 _HOLD_BACK = 0.002  # seconds that a message waits for others to come, and an answer for theirs
+_STAY_AWAKE = 0.00005  # seconds to look for the next call, before sleeping until it comes
 _DO_NOT_WAIT = 0.0  # a deadline that has passed
 _PATIENCE = 1.0  # seconds that a call may wait for its client while others need its place
 
@@ -64,6 +67,8 @@ class CallLane:
         self.lingering: list[Call] = []
         self._closing = False
         self._together = 1  # messages that were answered together last time
+        self._awake_until = 0.0
+        self._singly = 0  # messages that were answered alone
         self._stopped = threading.Event()
         self._credentials: list[grpc.ServerCredentials] = []
         self._core = core_server(options)
@@ -179,21 +184,38 @@ class CallLane:
         With one call after the other, each step found the processor's caches as gRPC, Python or
         the kernel had left them, and took up to three times as long: docs/performance.md.
         """
-        while (event := self._queue.poll()).tag is not None:  # None: it was shut down
+        while (event := self._next_event()).tag is not None:  # None: it was shut down
             self._go_on(event)
             del event  # or its call would be kept until the next one
             if self.gathered:
                 self._gather()
                 self._answer_gathered()
+                self._awake_until = perf_counter() + _STAY_AWAKE
         self._core.destroy()
+
+    def _next_event(self) -> Any:
+        """Wait for an event. After an answer, do not sleep at once: to be woken takes as long.
+
+        Whoever else wants the processor gets it meanwhile.
+        """
+        while perf_counter() < self._awake_until:
+            event = self._queue.poll(_DO_NOT_WAIT)
+            if event.tag is not None:
+                return event
+            os.sched_yield()
+        return self._queue.poll()
 
     def _gather(self) -> None:
         """Take what has come besides.
 
         The core looks at one connection at a time, and mostly says only the next time what
-        has come there. So it is asked again, the more often the more came last time: where
-        calls come one by one, it would be in vain.
+        has come there. So it is asked again, the more often the more came last time. Where
+        calls come one by one, that is in vain, and so it is tried now and then.
         """
+        if self._together == 1:
+            self._singly += 1
+            if self._singly % _LOOK_EVERY:
+                return
         until = perf_counter() + _HOLD_BACK
         asks = self._together + 1
         while len(self.gathered) < _TOGETHER and asks and perf_counter() < until:
