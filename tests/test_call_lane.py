@@ -261,7 +261,7 @@ def test_messages_do_not_wait_for_a_flood_to_end(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(lane, "perf_counter", lambda: clock[0])
     some = lane.CallLane.__new__(lane.CallLane)
     some.gathered = deque([(cast("lane_calls.Call", None), b"")])
-    some._together = 1
+    some._together = 2
     events = 0
 
     class Flood:
@@ -276,10 +276,13 @@ def test_messages_do_not_wait_for_a_flood_to_end(monkeypatch: pytest.MonkeyPatch
     assert 19 <= events <= 21
 
 
-def test_the_more_came_together_the_longer_more_are_asked_for() -> None:
+def test_the_more_came_together_the_longer_more_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Each connection takes two looks; where calls come one by one, few are taken in vain."""
+    monkeypatch.setattr(lane, "_LOOK_EVERY", 3)
     some = lane.CallLane.__new__(lane.CallLane)
-    some._together = 1
+    some._together, some._singly = 1, 2
     message = (cast("lane_calls.Call", None), b"")
     ready = looks = 0
 
@@ -294,11 +297,28 @@ def test_the_more_came_together_the_longer_more_are_asked_for() -> None:
 
     some._queue = Connections()
     seen = []
-    for waiting in (9, 9, 9, 0, 0):
+    for waiting in (9, 9, 9, 0, 0, 0, 0):
         some.gathered, ready, looks = deque([message]), waiting, 0
         some._gather()
         seen.append((len(some.gathered), looks))
-    assert seen == [(2, 3), (3, 5), (4, 7), (1, 5), (1, 2)]
+    assert seen == [(2, 3), (3, 5), (4, 7), (1, 5), (1, 0), (1, 0), (1, 2)]
+
+
+def test_after_an_answer_the_lane_stays_awake_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, deadlines = [0.0], list[float | None]()
+    monkeypatch.setattr(lane, "perf_counter", lambda: clock[0])
+    some = lane.CallLane.__new__(lane.CallLane)
+    some._awake_until = lane._STAY_AWAKE
+
+    class Silence:
+        def poll(self, deadline: float | None = None) -> Any:
+            deadlines.append(deadline)
+            clock[0] += 0.00002
+            return SimpleNamespace(tag=None)
+
+    some._queue = Silence()
+    some._next_event()
+    assert deadlines == [0.0, 0.0, 0.0, None]
 
 
 # --- who gives way ----------------------------------------------------------------------
