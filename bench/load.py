@@ -20,6 +20,7 @@ __all__ = [
     "LOAD_CPUS",
     "METHOD",
     "SERVER_CPUS",
+    "WARM_UP",
     "WIDE",
     "Load",
     "Target",
@@ -33,6 +34,7 @@ METHOD = "specgen.v1.SpecService/GenerateSpec"
 CPUS = sorted(os.sched_getaffinity(0))
 SERVER_CPUS = {CPUS[0]}
 LOAD_CPUS = set(CPUS[1:]) or set(CPUS)
+WARM_UP = 0.3  # seconds of load before those that count
 # HTTP/2 windows of 16 MiB: gRPC's clients grow theirs as needed, h2load's stay at 64 KiB
 WIDE = ("-w", "24", "-W", "24")
 
@@ -81,7 +83,7 @@ def load(target: Target, bodies: Sequence[bytes], *, in_flight: int, seconds: fl
                                 "--duration",
                                 f"{int(seconds * 1000)}ms",
                                 "--warm-up-time",
-                                "300ms",
+                                f"{int(WARM_UP * 1000)}ms",
                             ),
                             *("-c", "1", "-m", str(each), "-t", "1", *WIDE, "-d", str(file)),
                             *("--log-file", str(Path(directory, f"{i}.log"))),

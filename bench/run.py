@@ -76,7 +76,10 @@ def main() -> int:
         )
         table(
             "(b) workers, 60 inputs over tcp, the load on the same cores",
-            ("in flight", "server", "calls/s", "p50 ms", "p99 ms", "ratio"),
+            (
+                *("in flight", "server", "calls/s", "p50 ms", "p99 ms", "ratio"),
+                *("us a call", "us of the load", "a core each: ratio"),
+            ),
             wire.worker_rows(rounds, seconds),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from specgen_client import SpecClient
 
-__all__ = ["Running", "free_port", "resident", "running_server"]
+__all__ = ["Running", "free_port", "processor_time", "resident", "running_server"]
 
 
 def free_port() -> int:
@@ -85,3 +86,11 @@ def resident(pid: int | str) -> int:
     return next(
         int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:")
     )
+
+
+def processor_time(pid: int) -> float:
+    """Return the seconds of processors that a process and those below it have taken."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    below = " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children"))
+    own = (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")  # proc_pid_stat(5)
+    return own + sum(processor_time(int(child)) for child in below.split())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -17,8 +18,8 @@ from typing import Any
 import grpc
 
 import corpus
-from load import CPUS, METHOD, SERVER_CPUS, WIDE, Load, Target, framed, load, uri
-from servers import Running, free_port, resident
+from load import CPUS, METHOD, SERVER_CPUS, WARM_UP, WIDE, Load, Target, framed, load, uri
+from servers import Running, free_port, processor_time, resident
 from specgen.v1.specgen_pb2 import GenerateSpecsRequest, GenerateSpecsResponse, SpecJSON
 from specgen_core import SpecOptions
 from specgen_core.answer import generate
@@ -171,26 +172,51 @@ def _rates(loads: list[Load]) -> list[float]:
 
 
 def worker_rows(rounds: int, seconds: float) -> list[tuple[str, ...]]:
-    """(b): two workers against one, on all cores, which the load then shares."""
+    """(b): two workers against one, on all cores, which the load then shares.
+
+    So besides calls a second it says what a call takes of the processors, in the server and in
+    the load; of that follows how many calls so many workers could answer with a core for each.
+    """
     bodies = [framed(wire) for wire in corpus.sized(60, 100)]
     every = set(CPUS)
     with (
         pinned("--workers", "1", cpus=every) as one,
         pinned("--workers", "2", cpus=every) as two,
     ):
-        targets = [Target("one worker", one.address), Target("two workers", two.address)]
+        targets = {"one worker": (one, 1), "two workers": (two, 2)}
         rows: list[tuple[str, ...]] = []
         for in_flight in IN_FLIGHT:
-            results = _compared(
-                targets, bodies, in_flight=in_flight, rounds=rounds, seconds=seconds
-            )
-            one_worker = _rates(results["one worker"])
-            for name, loads in results.items():
-                calls, p50, p99 = _medians(loads)
-                ratio = _ratio(_rates(loads), one_worker)
-                figures = (f"{calls:.0f}", f"{p50:.2f}", f"{p99:.2f}", f"{ratio:.2f}")
+            seen: dict[str, list[tuple[Load, float, float]]] = {name: [] for name in targets}
+            for turn in range(rounds):
+                width = min(in_flight, 16)
+                chosen = [bodies[(turn * width + i) % len(bodies)] for i in range(width)]
+                for name in sorted(targets, reverse=bool(turn % 2)):
+                    server = targets[name][0]
+                    target = Target(name, server.address)
+                    took, loaded = processor_time(server.process.pid), _of_children()
+                    result = load(target, chosen, in_flight=in_flight, seconds=seconds)
+                    calls = result.calls_per_second * (seconds + WARM_UP)
+                    took = (processor_time(server.process.pid) - took) / calls
+                    seen[name].append((result, took, (_of_children() - loaded) / calls))
+            for name, (_, workers) in targets.items():
+                loads, took_each, load_took = map(list, zip(*seen[name]))
+                calls_each, p50, p99 = _medians(loads)
+                could = [workers / took for took in took_each]
+                could_one = [1 / took for _, took, _ in seen["one worker"]]
+                figures = (
+                    *(f"{calls_each:.0f}", f"{p50:.2f}", f"{p99:.2f}"),
+                    f"{_ratio(_rates(loads), _rates([row[0] for row in seen['one worker']])):.2f}",
+                    *(f"{statistics.median(each) * 1e6:.0f}" for each in (took_each, load_took)),
+                    f"{_ratio(could, could_one):.2f}",
+                )
                 rows.append((str(in_flight), name, *figures))
     return rows
+
+
+def _of_children() -> float:
+    """Return the seconds of processors that ended programs took, which is the load."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def bulk_rows(rounds: int, seconds: float) -> list[tuple[str, ...]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from contextlib import suppress
 
@@ -34,5 +33,7 @@ def give_back_freed_memory() -> None:
 
 
 def _call(function: str, *arguments: int) -> None:
-    with suppress(AttributeError, OSError):
+    with suppress(AttributeError, ImportError, MemoryError, OSError):
+        import ctypes  # which wants executable memory, and may not get it
+
         getattr(ctypes.CDLL(None), function)(*arguments)
