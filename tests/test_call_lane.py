@@ -321,6 +321,23 @@ def test_after_an_answer_the_lane_stays_awake_a_moment(monkeypatch: pytest.Monke
     assert deadlines == [0.0, 0.0, 0.0, None]
 
 
+def test_where_no_thread_can_be_started_calls_get_no_grace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    never = threading.Event()
+    with own_server(LANE) as (channel, server):
+        stalled = channel.stream_unary(UNARY).future(_nothing_until(never), timeout=SECONDS)
+        wait_until(lambda: len(server._way.open) == 1, "the call")
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Timer, "start", fail)
+            assert server.stop(SECONDS)(SECONDS / 2)
+        assert stalled.code() is not grpc.StatusCode.OK
+    never.set()
+
+
 # --- who gives way ----------------------------------------------------------------------
 
 

@@ -116,11 +116,11 @@ class CallLane:
         if not self._stops:
             self._stops = True
             self._core.shutdown(self._queue, self._has_stopped)
-        if grace:
-            cancelling = threading.Timer(grace, self._core.cancel_all_calls)
-            cancelling.daemon = True
+        cancelling = threading.Timer(grace, self._core.cancel_all_calls)
+        cancelling.daemon = True
+        try:
             cancelling.start()
-        else:
+        except RuntimeError:  # no thread can be started
             self._core.cancel_all_calls()
         return self._stopped
 
