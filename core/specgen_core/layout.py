@@ -43,7 +43,6 @@ class Layout:
         self._input_kinds = [*request.inputs.values()]
         places = [*map(attrgetter("destination"), mounts)]
         self._last_at = dict(zip(places, range(len(places))))
-        self._longest = max(map(len, places), default=0)
         self._before = {} if len(self._last_at) == len(places) else _before_at_same(places)
 
     def place(self, number: int) -> str:
@@ -75,9 +74,9 @@ class Layout:
     def _at_or_above(self, path: str) -> list[int]:
         if len(path) > _PATH_BYTES:
             return []
-        last_at, longest, found = self._last_at, self._longest, []
+        last_at, found = self._last_at, []
         end = 1
-        while 0 < end <= longest:  # "/" first, then each directory above
+        while end > 0:  # "/" first, then each directory above
             number = last_at.get(path[:end])
             if number is not None:
                 found.append(number)

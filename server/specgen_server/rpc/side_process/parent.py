@@ -133,8 +133,9 @@ class _Running:
         self._is_ready = False
 
     def has_died(self) -> bool:
-        """Return whether it has ended."""
-        return self._process.poll() is not None
+        """Return whether it has ended, or is about to: it says nothing unless asked."""
+        speaks_up = self._is_ready and bool(self._replies.poll(0))
+        return speaks_up or self._process.poll() is not None
 
     def is_ready(self) -> bool:
         """Return whether it has said that it takes messages."""
