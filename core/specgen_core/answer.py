@@ -51,9 +51,9 @@ def answer_bytes(request: Request, options: SpecOptions) -> bytes:
     if options.skeleton or request.additional_files:
         _add_skeleton(answered, request, options, Layout(request, spec.mounts))
     json = oci.encode(spec)
-    del spec  # of a large request, it takes more memory than all else
-    head = field_head(SpecJSON.JSON_FIELD_NUMBER, len(json))
-    return b"".join((head, json, answered.SerializeToString()))
+    rest = answered.SerializeToString()
+    del spec, answered  # of a large request, they take more memory than all else
+    return b"".join((field_head(SpecJSON.JSON_FIELD_NUMBER, len(json)), json, rest))
 
 
 def _add_skeleton(

@@ -12,7 +12,7 @@ WORTH_GIVING_BACK = 2 * 1024 * 1024
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _KEPT = 8 * 1024 * 1024  # bytes
-_ALONE = 4 * 1024 * 1024  # bytes from which on an allocation is a mapping of its own
+_ALONE = 2 * 1024 * 1024  # bytes from which on an allocation is a mapping of its own
 
 
 def keep_freed_memory() -> None:

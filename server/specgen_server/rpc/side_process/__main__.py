@@ -9,7 +9,6 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from ...memory import WORTH_GIVING_BACK, give_back_freed_memory
 from ...settings import read_settings
 from ...telemetry.log_output import standard_error
 from ...telemetry.logs import configure_logging
@@ -31,8 +30,6 @@ def answered(job: Job, wire: bytes, service: SpecService, given_up: Mark) -> tup
     except Exception as error:
         status = status_of(error, job.request_id)
         return Reply(noted[-1], status.code.name, status.message, status.violations), b""
-    if len(wire) > WORTH_GIVING_BACK:
-        give_back_freed_memory()  # the server needs some for the answer
     return Reply(noted[-1]), answer
 
 
