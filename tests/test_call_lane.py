@@ -321,9 +321,7 @@ def test_after_an_answer_the_lane_stays_awake_a_moment(monkeypatch: pytest.Monke
     assert deadlines == [0.0, 0.0, 0.0, None]
 
 
-def test_where_no_thread_can_be_started_calls_get_no_grace(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_stop_with_grace_needs_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -332,10 +330,20 @@ def test_where_no_thread_can_be_started_calls_get_no_grace(
         stalled = channel.stream_unary(UNARY).future(_nothing_until(never), timeout=SECONDS)
         wait_until(lambda: len(server._way.open) == 1, "the call")
         with monkeypatch.context() as patch:
-            patch.setattr(threading.Timer, "start", fail)
-            assert server.stop(SECONDS)(SECONDS / 2)
+            patch.setattr(threading.Thread, "start", fail)
+            stopped = server.stop(0.5)
+            assert not stopped(0.1)
+            assert stopped(SECONDS)
         assert stalled.code() is not grpc.StatusCode.OK
     never.set()
+
+
+def test_a_large_message_that_comes_after_the_end_is_not_begun() -> None:
+    with own_server(LANE) as (channel, server):
+        server._way.closing = True
+        answer = Socket(channel).unary(large())
+        server._way.closing = False
+    assert answer.code is grpc.StatusCode.CANCELLED
 
 
 # --- who gives way ----------------------------------------------------------------------

@@ -25,10 +25,11 @@ from test_workers import wait_until
 
 import specgen_server.rpc.service
 from specgen.v1.specgen_pb2 import GenerateSpecsRequest
+from specgen.v1.specgen_pb2 import SpecOptions as SpecOptionsMessage
 from specgen.v1.specgen_pb2_grpc import SpecServiceStub
 from specgen_client import CallFailed, SpecClient
 from specgen_core import SpecOptions, generate, read_request
-from specgen_server.rpc.errors import TooLarge
+from specgen_server.rpc.errors import TooLarge, TooMany
 from specgen_server.rpc.message_limits import MessageLimits, least_answer_bytes
 from specgen_server.rpc.service import SpecService
 from specgen_server.telemetry.stats import CallRecord
@@ -208,6 +209,27 @@ def test_answers_beyond_the_limit_are_refused_before_they_are_made(
         SpecService(limits=MessageLimits(max_message_bytes=50_000), quick=False).generate_spec(
             wire, call
         )
+
+
+def test_a_long_list_hides_behind_no_other_field() -> None:
+    """Fields from number 16 on have tags of two bytes, and what is in them is no field."""
+    hidden = b"\x0a\xc2\x80\xc2\x80\x04"  # as a field, it would be one GiB long
+    wire = SpecOptionsMessage(personality=hidden.decode()).SerializeToString()
+    wire += SpecOptionsMessage(devices=[""] * 5000).SerializeToString()
+
+    with pytest.raises(TooMany, match="options.devices: must have at most 4096 "):
+        MessageLimits().check_options(wire)
+
+
+def test_the_size_of_a_bulk_answer_is_counted_to_the_byte() -> None:
+    wire = GenerateSpecsRequest(requests=[build_request()] * 3).SerializeToString()
+    call = Mock(record=CallRecord("GenerateSpecs"), metadata=())
+    size = len(SpecService().generate_specs(wire, call))
+
+    exact = SpecService(limits=MessageLimits(max_message_bytes=size))
+    assert len(exact.generate_specs(wire, call)) == size
+    with pytest.raises(TooLarge):
+        SpecService(limits=MessageLimits(max_message_bytes=size - 1)).generate_specs(wire, call)
 
 
 @given(requests())

@@ -85,6 +85,14 @@ def test_invalid_requests_are_not(quick: Quick, case: Any) -> None:
         pytest.param({"inputs": [file("mark-input")]}, id="input"),
         pytest.param({"command_args": ["/x", "mark-argument"]}, id="argument"),
         pytest.param({"command_args": ["/mark-argument", "mark-argument"]}, id="command"),
+        pytest.param({"command_args": ["/nix/store/mark-input"]}, id="command_is_the_input"),
+        pytest.param(
+            {
+                "inputs": [file("a")],
+                "outputs": ["nix/store/a/x", "nix/store/mark-input/out"],
+            },
+            id="output",
+        ),
         pytest.param({"environment_vars": [{"key": "mark", "value": b"variable"}]}, id="variable"),
         pytest.param({"working_dir": "mark=variable"}, id="working_dir"),
         pytest.param(

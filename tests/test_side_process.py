@@ -158,7 +158,7 @@ def test_one_that_died_between_messages_is_replaced(
     answer = asked.is_asked(wire)
     died = asked.pid
     os.kill(died, signal.SIGKILL)
-    wait_until(lambda: not _runs(died), "its end")
+    wait_until(asked.side._running.has_died, "its end")  # type: ignore[union-attr]
     assert asked.is_asked(wire) is None
     asked.wait_until_ready()
     assert asked.pid != died
@@ -195,6 +195,60 @@ def test_one_that_does_not_get_on_is_replaced(
     assert caplog.records[0].message == (
         "side process: it does not get on (SIGKILL); another one in 0 s"
     )
+
+
+def test_a_reply_that_was_not_taken_is_nobody_elses(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> float:
+        raise MemoryError
+
+    first, second = (very_large(working_dir=name).SerializeToString() for name in ("a", "b"))
+    with monkeypatch.context() as patch:
+        patch.setattr(parent._Running, "_processor_time", fail)
+        with pytest.raises(MemoryError):
+            asked.is_asked(first)
+    asked.wait_until_ready()
+    assert asked.is_asked(second) == generate(second, SpecOptions()).SerializeToString()
+
+
+def test_a_reply_to_something_else_ends_it(asked: Asked) -> None:
+    asked.side._running._link.send(Job(7, SpecOptions(), ""), b"")  # type: ignore[union-attr]
+    with pytest.raises(SideProcessDied):
+        asked.is_asked(very_large().SerializeToString())
+    asked.wait_until_ready()
+
+
+def test_nobody_waits_for_what_another_asked(asked: Asked) -> None:
+    with asked.side._lock:
+        assert asked.is_asked(very_large().SerializeToString()) is None
+
+
+def test_pauses_grow_where_it_never_gets_on(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asked.side, "_pause", 100.0)
+    os.kill(asked.pid, signal.SIGSTOP)
+    assert asked.is_asked(very_large().SerializeToString()) is None
+    assert asked.side._pause == 200.0
+    assert not asked.side.is_ready()
+
+
+def test_one_that_ends_by_a_real_time_signal(
+    asked: Asked, caplog: pytest.LogCaptureFixture
+) -> None:
+    os.kill(asked.pid, signal.SIGRTMIN + 1)
+    wait_until(asked.side._running.has_died, "its end")  # type: ignore[union-attr]
+    asked.wait_until_ready()
+    assert f"it died (signal {signal.SIGRTMIN + 1})" in caplog.text
+
+
+def test_nothing_is_imported_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "msgspec.py").write_text("raise SystemExit('imported')")
+    monkeypatch.chdir(tmp_path)
+    side = SideProcess(SETTINGS)
+    wait_until(side.is_ready, "the side process")
+    side.close()
 
 
 def test_one_that_cannot_be_started_is_tried_again_later(
@@ -287,6 +341,23 @@ def test_what_is_cut_short_is_the_end() -> None:
     with pytest.raises(EOFError):
         link.receive()
     link.close()
+
+
+def test_what_comes_in_pieces_is_put_together() -> None:
+    """A process that is stopped and goes on gets a part of what it waits for."""
+
+    class Pieces:
+        def __init__(self) -> None:
+            self.left = [b"abc", b"d", b"efgh"]
+
+        def recv(self, size: int, flags: int) -> bytes:
+            return self.left.pop(0) if self.left else b""
+
+    link: Any = Link.__new__(Link)
+    link._socket = Pieces()
+    assert link._exactly(8) == b"abcdefgh"
+    with pytest.raises(EOFError):
+        link._exactly(1)
 
 
 def test_settings_come_through() -> None:

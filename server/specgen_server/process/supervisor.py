@@ -11,14 +11,14 @@ import logging
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 
 import msgspec
 
+from .. import child_process
 from ..addresses import unix_path
-from ..settings import Settings, file_of
+from ..settings import Settings
 from ..telemetry.logs import listening
 from ..telemetry.metrics import Metrics
 from .reports import MOST_REPORT_BYTES, Report
@@ -61,7 +61,7 @@ class _Worker:
             self.receive_reports()  # what it counted last
             self._process = None
             self._metrics.worker_died(self._number)
-            self._failed(f"died ({_how(code)})")
+            self._failed(f"died ({child_process.how_it_ended(code)})")
         if self._process is None and time.monotonic() >= self._start_at:
             self._start()
 
@@ -100,10 +100,10 @@ class _Worker:
             self._reports.close()
         try:
             self._reports, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with theirs, file_of(self._settings) as told:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "specgen_server.process.worker"],
-                    stdin=told,
+            with theirs:
+                self._process = child_process.start(
+                    "specgen_server.process.worker",
+                    settings=self._settings,
                     stdout=theirs.fileno(),
                     start_new_session=True,
                 )
@@ -182,7 +182,3 @@ def _stop(workers: list[_Worker], settings: Settings) -> int:
 def _end(workers: list[_Worker], number: int) -> None:
     for worker in workers:
         worker.signal(number)
-
-
-def _how(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -15,6 +15,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import msgspec
@@ -77,6 +78,7 @@ def serve(
     while not _signalled(3600.0):
         pass
     drained = _drain(server, settings)
+    server.close()  # before the end of what is logged, which it would hold up
     call_log.close()
     return 0 if drained else 1
 
@@ -106,7 +108,8 @@ def _drain(server: Server, settings: Settings) -> bool:
         settings.drain_delay + settings.grace + _LAST_RESORT, os._exit, (1,)
     )
     last_resort.daemon = True
-    last_resort.start()
+    with suppress(RuntimeError):  # where no thread can be started, it is done without
+        last_resort.start()
     logger.info("stopping: not serving, %g s for others to notice", settings.drain_delay)
     server.health.stop_serving()
     if _signalled(settings.drain_delay):

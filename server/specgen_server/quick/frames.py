@@ -80,6 +80,9 @@ def make_frame(key: FrameKey, plain: Plain) -> Frame:
         NotRoutineError: the answer hangs on which inputs or outputs there are, or the plain way
             refuses this.
     """
+    mark = f"/{key.inputs_dir}/{_INPUT.file.name.decode()}"
+    if any(lies_in(path, mark) for path in (key.command, *(f"/{path}" for path in key.outputs))):
+        raise NotRoutineError  # it leads into what is no input of the request
     marked = BuildRequest(
         command_args=[key.command, _ARG],
         working_dir=key.working_dir,

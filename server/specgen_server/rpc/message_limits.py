@@ -144,7 +144,7 @@ def _counts(wire: bytes, tags: frozenset[int], most_others: int) -> dict[int, in
     try:
         while at < end:
             tag, size = wire[at], wire[at + 1]
-            if size < 0x80 and tag in tags:
+            if tag < 0x80 and size < 0x80 and tag in tags:
                 counts[tag] += 1
                 at += size + 2
             else:

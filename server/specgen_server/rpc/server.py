@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from time import monotonic
 
 from ..addresses import AddressError, unix_path
 from ..settings import Settings
@@ -25,6 +26,8 @@ from .side_process import SideProcess
 __all__ = ["Server", "spec_methods"]
 
 logger = logging.getLogger(__name__)
+
+_LOOK_EVERY = 0.05  # seconds, while it stops
 
 
 class Server:
@@ -88,23 +91,28 @@ class Server:
         """Take calls."""
         self._way.start()
 
-    def stop(self, grace: float) -> Callable[[float | None], bool]:
+    def stop(self, grace: float) -> Callable[[float], bool]:
         """Take no more calls, and let those in flight finish within ``grace`` seconds.
 
         Returns a function that waits, for so many seconds, until that has happened.
         """
-        self._way.let_go()
         stopped = self._way.stop(grace)
 
-        def wait(seconds: float | None) -> bool:
-            self._way.let_go()
-            if not stopped.wait(seconds):
-                return False
+        def wait(seconds: float) -> bool:
+            until = monotonic() + seconds
+            while not stopped.wait(max(0.0, min(_LOOK_EVERY, until - monotonic()))):
+                self._way.let_go()
+                if monotonic() >= until:
+                    return False
             self._way.close()
-            self._side.close()
+            self.close()
             return True
 
         return wait
+
+    def close(self) -> None:
+        """End what does not end by itself."""
+        self._side.close()
 
 
 def spec_service(settings: Settings, side: SideProcess | None = None) -> SpecService:

@@ -114,10 +114,10 @@ class SpecService:
             if not call.is_active():
                 raise CallerGone
             head, result = self._result(request, options, call, refused)
-            taken = len(head) + len(result)
-            size += taken
+            outer = field_head(_RESULTS, len(head) + len(result))
+            size += len(outer) + len(head) + len(result)
             self._limits.check_size(size, len(wire))
-            parts += (field_head(_RESULTS, taken), head, result)
+            parts += (outer, head, result)
         return b"".join(parts)
 
     def _options_of(self, call: OpenCall) -> SpecOptions:

@@ -114,6 +114,9 @@ class Call:
 
     def _leave_to_helper(self, wire: bytes) -> None:
         limit = self.method.limit
+        if self.lane.closing:
+            self.finish(status_of(CallerGone()))
+            return
         try:
             limit.enter(force=self._has_headers)  # a stream that got in stays in
             try:

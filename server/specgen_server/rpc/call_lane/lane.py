@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from math import inf
 from queue import SimpleQueue
 from time import perf_counter
 from typing import Any, TypeAlias
@@ -63,9 +64,9 @@ class CallLane:
         self.receiving = 0  # calls, of whose messages gRPC may hold any part
         self.watching = threading.Lock()
         self.stops = False
-        self._stops = False
+        self._cancel_at = inf
         self.lingering: list[Call] = []
-        self._closing = False
+        self.closing = False
         self._together = 1  # messages that were answered together last time
         self._awake_until = 0.0
         self._singly = 0  # messages that were answered alone
@@ -111,17 +112,13 @@ class CallLane:
     def stop(self, grace: float) -> threading.Event:
         """Take no more calls, cancel after so many seconds; return what is set once none is left.
 
-        It can be asked again, with less grace.
+        ``let_go`` sees to it. It can be asked again, with less grace.
         """
-        if not self._stops:
-            self._stops = True
+        if not self.stops:
+            self.stops = True
             self._core.shutdown(self._queue, self._has_stopped)
-        cancelling = threading.Timer(grace, self._core.cancel_all_calls)
-        cancelling.daemon = True
-        try:
-            cancelling.start()
-        except RuntimeError:  # no thread can be started
-            self._core.cancel_all_calls()
+        self._cancel_at = min(self._cancel_at, perf_counter() + grace)
+        self.let_go()
         return self._stopped
 
     def _has_stopped(self, _event: Any) -> None:
@@ -129,14 +126,20 @@ class CallLane:
 
     def close(self) -> None:
         """Have the threads end, once the server has stopped and what they are at is done."""
+        self.closing = True
         for jobs in (self.large, self.very_large):
             jobs.put(None)
-        self._closing = True
+        for call in self.lingering:
+            call.go_on()
         self.forget(None)
 
     def let_go(self) -> None:
-        """End calls whose large answers can be taken for read; ask while the server stops."""
-        self.stops = True
+        """End calls whose large answers can be taken for read, and all when the grace is over.
+
+        Ask now and then while the server stops.
+        """
+        if perf_counter() >= self._cancel_at:
+            self._core.cancel_all_calls()
         for call in list(self.lingering):
             if is_read(call.waits_since):
                 self.lingering.remove(call)
@@ -163,7 +166,7 @@ class CallLane:
         Not sooner: a queue that was shut down aborts the process when a call still uses it.
         """
         self.open.pop(call, None)  # type: ignore[arg-type]
-        if self._closing and not self.open:
+        if self.closing and not self.open:
             self._queue.shutdown()
 
     def _request(self, tag: Callable[[Any], None], method: Method) -> None:
@@ -290,22 +293,15 @@ class CallLane:
         core.cancel()
 
     def _help(self, jobs: Jobs) -> None:
-        job = jobs.get()
-        while job:
-            answers: list[tuple[Call, bytes | Status]] = []
-            until = perf_counter() + _HOLD_BACK
-            while job:
-                call, wire = job
-                self._answer(call, wire, answers)
-                self.held.leave(len(wire))
-                call.method.limit.leave()
-                if jobs.empty() or perf_counter() > until:
-                    break
-                job = jobs.get()
-            del call, wire  # or they would be kept until the next one
-            self._send(answers)
-            del answers
-            job = job and jobs.get()
+        while job := jobs.get():
+            call, wire = job
+            try:
+                call.send(call.answer(wire))
+            except Exception:
+                self._give_up(call.core)
+            self.held.leave(len(wire))
+            call.method.limit.leave()
+            del job, call, wire  # or they would be kept until the next one
 
 
 def _core_of(event: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The process itself: takes messages from standard output, which is a socket, until that ends."""
+"""The process itself: takes messages from a socket until that ends."""
 
 from __future__ import annotations
 
@@ -29,11 +29,13 @@ def answered(job: Job, wire: bytes, service: SpecService, given_up: Mark) -> tup
         )
     except Exception as error:
         status = status_of(error, job.request_id)
-        return Reply(noted[-1], status.code.name, status.message, status.violations), b""
-    return Reply(noted[-1]), answer
+        return Reply(
+            job.number, noted[-1], status.code.name, status.message, status.violations
+        ), b""
+    return Reply(job.number, noted[-1]), answer
 
 
-def main(given_up_fd: int) -> None:
+def main(link_fd: int, given_up_fd: int) -> None:
     """Answer one message after the other."""
     settings = read_settings()
     configure_logging(settings.log_format, settings.log_level, standard_error(alone=False))
@@ -42,15 +44,15 @@ def main(given_up_fd: int) -> None:
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_WORTH_LESS)
     given_up = Mark(given_up_fd)
-    link = Link(socket.socket(fileno=1), Job)
+    link = Link(socket.socket(fileno=link_fd), Job)
     service = spec_service(settings)
     gc.freeze()
-    link.send(Reply(), b"")
     with suppress(EOFError, OSError):  # then the server is gone
+        link.send(Reply(), b"")
         while True:
             link.send(*answered(*link.receive(), service, given_up))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(*map(int, sys.argv[1:]))
     os._exit(0)

@@ -31,6 +31,8 @@ class Job(msgspec.Struct, array_like=True):
 class Reply(msgspec.Struct, array_like=True):
     """What came of it, with the answer's bytes if there is one; else with the status instead."""
 
+    number: int = 0
+    """That of the job; 0 for the first word, that it is ready."""
     inputs: int | None = None
     """How many the build has, once that is known."""
     code: str = "OK"
@@ -63,11 +65,12 @@ class Link(Generic[T]):
         return self._decoder.decode(self._exactly(of_head)), self._exactly(of_payload)
 
     def _exactly(self, size: int) -> bytes:
-        data = self._socket.recv(size, socket.MSG_WAITALL) if size else b""
-        if size and not data:
-            raise EOFError
-        if len(data) < size:
-            raise BlockingIOError
+        data = b""
+        while len(data) < size:  # a signal may cut it short
+            more = self._socket.recv(size - len(data), socket.MSG_WAITALL)
+            if not more:
+                raise EOFError
+            data = data + more if data else more
         return data
 
     def close(self) -> None:

@@ -5,23 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import select
-import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from math import inf
-from pathlib import Path
-from time import monotonic
+from time import clock_gettime, monotonic
 
 import grpc
+import msgspec
 
 from specgen_core import SpecOptions
 
+from ... import child_process
+from ...child_process import how_it_ended
 from ...memory import WORTH_GIVING_BACK, give_back_freed_memory
-from ...settings import Settings, file_of
+from ...settings import Settings
 from ...telemetry.stats import CallRecord
 from ..errors import Refused, SideProcessDied, Status
 from .link import Job, Link, Mark, Reply
@@ -36,7 +34,9 @@ VERY_LARGE = 512 * 1024
 _LOOK_EVERY = 0.05  # seconds
 _WINDOW = 0.5  # seconds, in which it must have had a share of a processor
 _LEAST_SHARE = 0.2
+_CPUCLOCK_SCHED = 2  # with a process' id, as clock_getcpuclockid(3) does, its clock
 _PAUSE = 5.0  # seconds before another one is started
+_LONGEST_PAUSE = 320.0  # where it does not get on, again and again
 _LONGEST_STILL = 1  # seconds in which nothing goes through the socket
 
 
@@ -52,6 +52,7 @@ class SideProcess:
         self._lock = threading.Lock()
         self._running: _Running | None = None
         self._start_at = 0.0
+        self._pause = _PAUSE
 
     def is_ready(self) -> bool:
         """Return whether the process takes a message now; start it if there is none."""
@@ -73,22 +74,27 @@ class SideProcess:
             Refused: there is no answer.
             SideProcessDied: maybe of this request, so it is not to be answered here either.
         """
-        if len(wire) <= VERY_LARGE:
-            return None
-        with self._lock:
+        if len(wire) <= VERY_LARGE or not self._lock.acquire(blocking=False):
+            return None  # nobody waits for what others asked
+        try:
             running = self._ready()
-            try:
-                return running.answer(wire, options, record, is_active) if running else None
-            except _DoesNotGetOn:
-                self._end("it does not get on")
-                return None
-            except SideProcessDied:
-                self._end("it died")
-                raise
+            answer = running.answer(wire, options, record, is_active) if running else None
+        except Refused:
+            raise
+        except _DoesNotGetOn:
+            self._end("it does not get on")
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+            return None
+        except BaseException:  # or what it still has to say would be the next one's answer
+            self._end("it died")
+            raise
+        finally:
+            self._lock.release()
+        if answer is not None:
+            self._pause = _PAUSE
+        return answer
 
     def _ready(self) -> _Running | None:
-        if self._start_at == inf:
-            return None
         if self._running and self._running.has_died():
             self._end("it died")
         if self._running is None and monotonic() >= self._start_at:
@@ -96,15 +102,18 @@ class SideProcess:
                 self._running = _Running(self._settings)
             except (OSError, MemoryError) as error:
                 logger.error("the side process cannot be started: %s", error)
-                self._start_at = monotonic() + _PAUSE
+                self._start_at = monotonic() + self._pause
+        if self._start_at == inf:  # it was closed, maybe meanwhile
+            self.close()
+            return None
         return self._running if self._running and self._running.is_ready() else None
 
     def _end(self, why: str) -> None:
-        if self._running and self._start_at < inf:  # else it was closed
-            how = self._running.end()
-            logger.error("side process: %s (%s); another one in %g s", why, how, _PAUSE)
-            self._running = None
-            self._start_at = monotonic() + _PAUSE
+        running, self._running = self._running, None
+        if running and self._start_at < inf:  # else it was closed
+            self._start_at = monotonic() + self._pause
+            how = running.end()
+            logger.error("side process: %s (%s); another one in %g s", why, how, self._pause)
 
 
 class _Running:
@@ -112,38 +121,39 @@ class _Running:
 
     def __init__(self, settings: Settings) -> None:
         ours, theirs = socket.socketpair()
+        self._link = Link(ours, Reply, longest_still=_LONGEST_STILL)
         self._given_up, fd = Mark.new()
+        fds = (theirs.fileno(), fd)
         try:
-            with theirs, file_of(settings) as told:
-                self._process = subprocess.Popen(  # noqa: S603 - no word of it comes from a call
-                    [sys.executable, "-m", __package__, str(fd)],
-                    stdin=told,
-                    stdout=theirs.fileno(),
-                    pass_fds=[fd],
+            with theirs:
+                self._process = child_process.start(
+                    *(__package__, *map(str, fds)), settings=settings, stdout=2, pass_fds=fds
                 )
         except BaseException:
-            ours.close()
+            self._link.close()
             raise
         finally:
             os.close(fd)
-        self._link = Link(ours, Reply, longest_still=_LONGEST_STILL)
         self._replies = select.poll()
         self._replies.register(ours, select.POLLIN)
         self._number = 0
-        self._is_ready = False
+        self._is_ready: bool | None = False
 
     def has_died(self) -> bool:
         """Return whether it has ended, or is about to: it says nothing unless asked."""
-        speaks_up = self._is_ready and bool(self._replies.poll(0))
-        return speaks_up or self._process.poll() is not None
+        if self._is_ready is not False and (self._is_ready is None or self._replies.poll(0)):
+            return True
+        return self._process.poll() is not None
 
     def is_ready(self) -> bool:
         """Return whether it has said that it takes messages."""
-        if not self._is_ready and self._replies.poll(0):
-            with suppress(EOFError, OSError):
+        if self._is_ready is False and self._replies.poll(0):
+            try:
                 self._link.receive()
                 self._is_ready = True
-        return self._is_ready
+            except (EOFError, OSError, msgspec.MsgspecError):
+                self._is_ready = None  # and it never will be
+        return bool(self._is_ready)
 
     def answer(
         self, wire: bytes, options: SpecOptions, record: CallRecord, is_active: Callable[[], bool]
@@ -156,6 +166,8 @@ class _Running:
             self._link.send(Job(self._number, options, record.request_id), wire)
             self._wait(is_active)
             reply, answer = self._link.receive()
+            if reply.number != self._number:
+                raise SideProcessDied
         except BlockingIOError:
             raise _DoesNotGetOn from None
         except (EOFError, OSError):
@@ -180,20 +192,15 @@ class _Running:
                 looks, had = 0, has
 
     def _processor_time(self) -> float:
-        """Return the seconds that it has had of processors; 0.0 if it has ended."""
-        try:
-            stat = Path(f"/proc/{self._process.pid}/stat").read_text()
-        except OSError:
-            return 0.0
-        user, system = stat.rpartition(")")[2].split()[11:13]  # proc_pid_stat(5)
-        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+        """Return the seconds that it has had of processors."""
+        return clock_gettime(~self._process.pid << 3 | _CPUCLOCK_SCHED)
 
     def end(self) -> str:
         """End it, if it has not ended; return how it did."""
         self._process.kill()  # whoever waits for a reply finds the other end closed
         code = self._process.wait()
         self._link.close()
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return how_it_ended(code)
 
 
 class _DoesNotGetOn(Exception):
