@@ -217,7 +217,7 @@ def test_a_long_list_hides_behind_no_other_field() -> None:
     wire = SpecOptionsMessage(personality=hidden.decode()).SerializeToString()
     wire += SpecOptionsMessage(devices=[""] * 5000).SerializeToString()
 
-    with pytest.raises(TooMany, match="options.devices: must have at most 4096 "):
+    with pytest.raises(TooMany, match=r"options\.devices: must have at most 4096 "):
         MessageLimits().check_options(wire)
 
 
