@@ -30,7 +30,7 @@ from specgen.v1.specgen_pb2_grpc import SpecServiceStub
 from specgen_client import CallFailed, SpecClient
 from specgen_core import SpecOptions, generate, read_request
 from specgen_server.rpc.errors import TooLarge, TooMany
-from specgen_server.rpc.message_limits import MessageLimits, least_answer_bytes
+from specgen_server.rpc.message_limits import MessageLimits, is_light_bulk, least_answer_bytes
 from specgen_server.rpc.service import SpecService
 from specgen_server.telemetry.stats import CallRecord
 from tvix.build.protos.build_pb2 import BuildRequest
@@ -219,6 +219,28 @@ def test_a_long_list_hides_behind_no_other_field() -> None:
 
     with pytest.raises(TooMany, match=r"options\.devices: must have at most 4096 "):
         MessageLimits().check_options(wire)
+
+
+@pytest.mark.parametrize(
+    ("builds", "extra", "light"),
+    [
+        pytest.param([10] * 16, b"", True, id="few"),
+        pytest.param([10] * 16, b"\x12\x00", True, id="with_options"),
+        pytest.param([10] * 16, b"\x12\x00\x12\x00", False, id="many_fields"),
+        pytest.param([10] * 18, b"", False, id="many"),
+        pytest.param([60_000] * 4, b"", True, id="small"),
+        pytest.param([70_000], b"", False, id="large"),
+        pytest.param([60_000] * 5, b"", False, id="large_together"),
+        pytest.param([], b"", True, id="none"),
+        pytest.param([], b"\x0a", True, id="cut_short"),
+        pytest.param([], b"\x0a\xff\xff\x7f", False, id="longer_than_it_is"),
+    ],
+)
+def test_which_bulk_messages_are_light(builds: list[int], extra: bytes, light: bool) -> None:
+    """They are answered on the lane itself, so none may take long."""
+    requests = [BuildRequest(working_dir="w" * (size - 5)) for size in builds]
+    wire = GenerateSpecsRequest(requests=requests).SerializeToString()
+    assert is_light_bulk(wire + extra) == light
 
 
 def test_the_size_of_a_bulk_answer_is_counted_to_the_byte() -> None:

@@ -17,6 +17,7 @@ from ..telemetry.stats import CallRecord
 from ..telemetry.tracing import call_tracer
 from .credentials import caller_of
 from .errors import Overloaded
+from .lingering import LARGE
 from .service import OpenCall
 
 __all__ = ["Calls", "Limit", "Method"]
@@ -70,6 +71,8 @@ class Method:
     kind: Literal["unary", "stream", "watch", "unknown"] = "unary"
     """It answers one message with one; each message of a stream with one; one message, and
     again whenever the answer to it has changed; or none, as it is not here."""
+    is_light: Callable[[bytes], bool] = lambda wire: len(wire) <= LARGE
+    """Whether answering a message takes few milliseconds, so that others may wait for it."""
     recorded: bool = False
     """Whether its calls stand in the log, in metrics and traces, and hold up a drain."""
 

@@ -13,8 +13,9 @@ from specgen_core import Request
 from tvix.build.protos.build_pb2 import BuildRequest
 
 from .errors import TooLarge, TooMany
+from .lingering import LARGE
 
-__all__ = ["MessageLimits"]
+__all__ = ["MessageLimits", "is_light_bulk"]
 
 _FIELDS_TO_ELEMENTS = 4
 """A message may have more fields than elements, but not without end: each takes time."""
@@ -155,6 +156,28 @@ def _counts(wire: bytes, tags: frozenset[int], most_others: int) -> dict[int, in
     except IndexError:
         pass
     return counts
+
+
+def is_light_bulk(wire: bytes) -> bool:
+    """Whether a GenerateSpecsRequest has few builds, and small ones."""
+    if len(wire) > _MOST_LIGHT:
+        return False
+    at = 0
+    try:
+        for _ in range(_FEW):
+            if at >= len(wire):
+                return True
+            before = at
+            _, at = _next_field(wire, at)
+            if at - before > LARGE:
+                return False
+    except IndexError:
+        return True  # it will not parse
+    return at >= len(wire)
+
+
+_FEW = 17  # fields: 16 builds, and options
+_MOST_LIGHT = 4 * LARGE  # bytes
 
 
 def _next_field(wire: bytes, at: int) -> tuple[int, int]:

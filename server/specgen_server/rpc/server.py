@@ -17,7 +17,7 @@ from .calls import Calls, Limit, Method
 from .credentials import server_credentials
 from .health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from .health import Health
-from .message_limits import MessageLimits
+from .message_limits import MessageLimits, is_light_bulk
 from .public_way import PublicWay
 from .reflection import reflection_methods
 from .service import SERVICE_NAME, SpecService
@@ -135,6 +135,7 @@ def spec_methods(settings: Settings, side: SideProcess | None = None) -> list[Me
         Method(SERVICE_NAME, "GenerateSpec", service.generate_spec, calls, recorded=True),
         Method(
             *(SERVICE_NAME, "GenerateSpecs", service.generate_specs, streams, "stream"),
+            is_light=is_light_bulk,
             recorded=True,
         ),
     ]

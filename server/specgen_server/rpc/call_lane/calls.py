@@ -38,7 +38,6 @@ class Call:
         *("status", "waits_since"),
         *("_asked_for_close", "_has_headers", "_has_left", "_is_closed", "_stays"),
     )
-    large_from: float = LARGE  # answering a smaller message takes few milliseconds
     very_large_from: float = VERY_LARGE  # the side process answers those
     goes_on = False  # after its first answer
 
@@ -103,7 +102,7 @@ class Call:
 
     def _take(self, wire: bytes) -> None:
         """See to it that a message is answered."""
-        if len(wire) <= self.large_from:
+        if self.method.is_light(wire):
             self.lane.gathered.append((self, wire))
         else:
             self._leave_to_helper(wire)
@@ -232,8 +231,7 @@ class Stream(Call):
     """Receives a message, has it answered, sends, and only then receives the next."""
 
     __slots__ = ()
-    large_from = -1.0  # a small message can hold many builds
-    very_large_from = inf  # and a large one as well
+    very_large_from = inf  # its builds are
     goes_on = True
 
     def begin(self) -> None:
