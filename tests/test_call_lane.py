@@ -341,12 +341,13 @@ def test_a_stop_with_grace_needs_no_thread(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_large_message_that_comes_after_the_end_is_not_begun() -> None:
     never = threading.Event()
     with own_server(LANE) as (channel, server):
-        channel.stream_unary(UNARY).future(_nothing_until(never), timeout=SECONDS)
+        kept = channel.stream_unary(UNARY).future(_nothing_until(never), timeout=SECONDS)
         wait_until(lambda: len(server._way.open) == 1, "a call that keeps the queue")
         server._way.closing = True
         answer = Socket(channel).unary(large())
         server._way.closing = False
     never.set()
+    assert kept
     assert answer.code is grpc.StatusCode.CANCELLED
 
 
