@@ -27,7 +27,7 @@ __all__ = ["CallLane"]
 logger = logging.getLogger(__name__)
 
 Jobs: TypeAlias = "SimpleQueue[tuple[Call, bytes] | None]"
-"""For a thread that answers messages: the larger ones, and those of streams."""
+"""For a thread that answers messages which take longer."""
 
 _MOST_HELD = 128 * 1024 * 1024  # bytes of messages that wait for a helper, or for their reader
 _SWITCH_EVERY = 0.0005  # seconds that a helper keeps Python from the lane; by default it is 0.005
