@@ -13,7 +13,7 @@ from pathlib import Path
 
 from specgen_client import SpecClient
 
-__all__ = ["Running", "free_port", "processor_time", "resident", "running_server"]
+__all__ = ["Running", "children", "free_port", "processor_time", "resident", "running_server"]
 
 
 def free_port() -> int:
@@ -91,6 +91,11 @@ def resident(pid: int | str) -> int:
 def processor_time(pid: int) -> float:
     """Return the seconds of processors that a process and those below it have taken."""
     user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-    below = " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children"))
     own = (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")  # proc_pid_stat(5)
-    return own + sum(processor_time(int(child)) for child in below.split())
+    return own + sum(map(processor_time, children(pid)))
+
+
+def children(pid: int) -> list[int]:
+    """Return the ids of the processes that a process has started, by whichever thread."""
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for thread in threads for child in thread.read_text().split()]

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import grpc
 
-from servers import Running, resident, running_server
+from servers import Running, children, resident, running_server
 from specgen_client import SpecClient
 from specgen_core.wire import delimited
 
@@ -209,13 +209,12 @@ def _taken(pids: list[int]) -> int:
 def _side_process(server: Running) -> int:
     """Have a server start its side process; return its id once it waits for messages."""
     _send(server.address, UNARY, b"\0" * (1 << 20))  # to which the answer is short
-    threads = Path(f"/proc/{server.process.pid}/task").glob("*/children")
-    (side,) = " ".join(thread.read_text() for thread in threads).split()
+    (side,) = children(server.process.pid)
     had, has = "", "?"
     while had != has:
         time.sleep(0.3)
         had, has = has, Path(f"/proc/{side}/schedstat").read_text()
-    return int(side)
+    return side
 
 
 def _send(address: str, method: str, wire: bytes) -> str:

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,13 @@ def _ratio(of: Sequence[float], to: Sequence[float]) -> float:
 
 
 def _compared(
-    targets: Sequence[Target], bodies: list[bytes], *, in_flight: int, rounds: int, seconds: float
+    targets: Sequence[Target],
+    bodies: list[bytes],
+    *,
+    in_flight: int,
+    rounds: int,
+    seconds: float,
+    load: Callable[..., Load] = load,
 ) -> dict[str, list[Load]]:
     """Return what came of each round, by the target's name; they take turns at being first."""
     results: dict[str, list[Load]] = {target.name: [] for target in targets}
@@ -183,31 +190,34 @@ def worker_rows(rounds: int, seconds: float) -> list[tuple[str, ...]]:
         pinned("--workers", "1", cpus=every) as one,
         pinned("--workers", "2", cpus=every) as two,
     ):
-        targets = {"one worker": (one, 1), "two workers": (two, 2)}
+        servers = {"one worker": one, "two workers": two}
+        targets = [Target(name, server.address) for name, server in servers.items()]
+        took: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
+        load_took: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
+
+        def loaded(target: Target, bodies: list[bytes], *, in_flight: int, seconds: float) -> Load:
+            pid = servers[target.name].process.pid
+            server, ended = processor_time(pid), _of_children()
+            result = load(target, bodies, in_flight=in_flight, seconds=seconds)
+            calls = result.calls_per_second * (seconds + WARM_UP)
+            took[target.name, in_flight].append((processor_time(pid) - server) / calls)
+            load_took[target.name, in_flight].append((_of_children() - ended) / calls)
+            return result
+
         rows: list[tuple[str, ...]] = []
         for in_flight in IN_FLIGHT:
-            seen: dict[str, list[tuple[Load, float, float]]] = {name: [] for name in targets}
-            for turn in range(rounds):
-                width = min(in_flight, 16)
-                chosen = [bodies[(turn * width + i) % len(bodies)] for i in range(width)]
-                for name in sorted(targets, reverse=bool(turn % 2)):
-                    server = targets[name][0]
-                    target = Target(name, server.address)
-                    took, loaded = processor_time(server.process.pid), _of_children()
-                    result = load(target, chosen, in_flight=in_flight, seconds=seconds)
-                    calls = result.calls_per_second * (seconds + WARM_UP)
-                    took = (processor_time(server.process.pid) - took) / calls
-                    seen[name].append((result, took, (_of_children() - loaded) / calls))
-            for name, (_, workers) in targets.items():
-                loads, took_each, load_took = map(list, zip(*seen[name]))
-                calls_each, p50, p99 = _medians(loads)
-                could = [workers / took for took in took_each]
-                could_one = [1 / took for _, took, _ in seen["one worker"]]
+            results = _compared(
+                targets, bodies, in_flight=in_flight, rounds=rounds, seconds=seconds, load=loaded
+            )
+            one_worker = _rates(results["one worker"])
+            for workers, (name, loads) in enumerate(results.items(), start=1):
+                calls, p50, p99 = _medians(loads)
                 figures = (
-                    *(f"{calls_each:.0f}", f"{p50:.2f}", f"{p99:.2f}"),
-                    f"{_ratio(_rates(loads), _rates([row[0] for row in seen['one worker']])):.2f}",
-                    *(f"{statistics.median(each) * 1e6:.0f}" for each in (took_each, load_took)),
-                    f"{_ratio(could, could_one):.2f}",
+                    *(f"{calls:.0f}", f"{p50:.2f}", f"{p99:.2f}"),
+                    f"{_ratio(_rates(loads), one_worker):.2f}",
+                    f"{statistics.median(took[name, in_flight]) * 1e6:.0f}",
+                    f"{statistics.median(load_took[name, in_flight]) * 1e6:.0f}",
+                    f"{workers * _ratio(took['one worker', in_flight], took[name, in_flight]):.2f}",
                 )
                 rows.append((str(in_flight), name, *figures))
     return rows

@@ -23,6 +23,7 @@ from test_call_lane import LANE
 from test_service import SECONDS, Answer, Socket, own_server
 from test_workers import wait_until
 
+from servers import children
 from specgen.v1.specgen_pb2 import GenerateSpecsRequest
 from specgen_core import SpecOptions, generate
 from specgen_server.rpc.errors import Refused, SideProcessDied, status_of
@@ -299,15 +300,10 @@ def test_it_ends_with_the_server(how: signal.Signals, tmp_path: Path) -> None:
     with running_server("127.0.0.1:0", tmp_path / "log", "--workers", "1") as server:
         with grpc.insecure_channel(server.address) as channel:
             assert Socket(channel).unary(very_large()).code is grpc.StatusCode.OK
-        [side] = _children(server.process.pid)
+        [side] = children(server.process.pid)
         server.process.send_signal(how)
         server.process.wait(SECONDS)
         wait_until(lambda: not _runs(side), "the end of the side process")
-
-
-def _children(pid: int) -> list[int]:
-    threads = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for thread in threads for child in thread.read_text().split()]
 
 
 def _runs(pid: int) -> bool:
@@ -322,12 +318,12 @@ def test_stop_signals_are_not_for_it(tmp_path: Path) -> None:
     with running_server("127.0.0.1:0", tmp_path / "log", "--workers", "1") as server:
         with grpc.insecure_channel(server.address) as channel:
             assert Socket(channel).unary(very_large()).code is grpc.StatusCode.OK
-            [side] = _children(server.process.pid)
+            [side] = children(server.process.pid)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 os.kill(side, number)
             time.sleep(0.1)
             assert Socket(channel).unary(very_large()).code is grpc.StatusCode.OK
-        assert _children(server.process.pid) == [side]
+        assert children(server.process.pid) == [side]
         assert "side process" not in server.log.read_text()
 
 

@@ -22,7 +22,7 @@ from specgen_core.answer import answer_bytes
 from specgen_core.wire import field_head, view_of
 from tvix.build.protos.build_pb2 import BuildRequest
 
-from ..memory import WORTH_GIVING_BACK, give_back_freed_memory
+from ..memory import give_back_freed_memory
 from ..policy import Policy
 from ..quick import Quick
 from ..telemetry.stats import CallRecord
@@ -147,9 +147,7 @@ class SpecService:
 
         ``note_build`` gets to know how many inputs it has. Raises what ``generate_spec`` does.
         """
-        is_large = len(wire) > WORTH_GIVING_BACK
-        if is_large:
-            give_back_freed_memory()  # to receive the message took some
+        give_back_freed_memory(len(wire))  # to receive the message took some
         self._limits.check_request(wire)
         request = read_request(wire)
         note_build(len(request.inputs))
@@ -159,8 +157,7 @@ class SpecService:
             raise CallerGone
         answer = answer_bytes(request, options)
         del request
-        if is_large:
-            give_back_freed_memory()  # to send the answer takes some
+        give_back_freed_memory(len(wire))  # to send the answer takes some
         return answer
 
     def _plain_message(self, message: BuildRequest, options: SpecOptions) -> SpecJSON:

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from ..calls import Calls, Limit, Method
-from ..errors import Overloaded, Status, status_of
+from ..errors import Overloaded, status_of
 from ..lingering import is_read
 from .calls import KINDS, UNKNOWN, Call, Watch
 from .core import add_port, completion_queue, core_server
@@ -237,24 +237,19 @@ class CallLane:
 
     def _answer_gathered(self) -> None:
         while self.gathered:
-            answers: list[tuple[Call, bytes | Status]] = []
+            answers = []
             until = perf_counter() + _HOLD_BACK
             while self.gathered and perf_counter() < until:
-                self._answer(*self.gathered.popleft(), answers)
-            self._send(answers)
-
-    def _answer(self, call: Call, wire: bytes, answers: list[tuple[Call, bytes | Status]]) -> None:
-        try:
-            answers.append((call, call.answer(wire)))
-        except Exception:
-            self._give_up(call.core)
-
-    def _send(self, answers: list[tuple[Call, bytes | Status]]) -> None:
-        for call, answer in answers:
-            try:
-                call.send(answer)
-            except Exception:
-                self._give_up(call.core)
+                call, wire = self.gathered.popleft()
+                try:
+                    answers.append((call, call.answer(wire)))
+                except Exception:
+                    self._give_up(call.core)
+            for call, answer in answers:
+                try:
+                    call.send(answer)
+                except Exception:
+                    self._give_up(call.core)
 
     def _came(self, method: Method, event: Any) -> None:
         if not event.success:

@@ -17,8 +17,7 @@ import msgspec
 from specgen_core import SpecOptions
 
 from ... import child_process
-from ...child_process import how_it_ended
-from ...memory import WORTH_GIVING_BACK, give_back_freed_memory
+from ...memory import give_back_freed_memory
 from ...settings import Settings
 from ...telemetry.stats import CallRecord
 from ..errors import Refused, SideProcessDied, Status
@@ -137,31 +136,29 @@ class _Running:
         self._replies = select.poll()
         self._replies.register(ours, select.POLLIN)
         self._number = 0
-        self._is_ready: bool | None = False
+        self._is_ready = False
 
     def has_died(self) -> bool:
         """Return whether it has ended, or is about to: it says nothing unless asked."""
-        if self._is_ready is not False and (self._is_ready is None or self._replies.poll(0)):
-            return True
-        return self._process.poll() is not None
+        speaks_up = self._is_ready and bool(self._replies.poll(0))
+        return speaks_up or self._process.poll() is not None
 
     def is_ready(self) -> bool:
         """Return whether it has said that it takes messages."""
-        if self._is_ready is False and self._replies.poll(0):
+        if not self._is_ready and self._replies.poll(0):
             try:
                 self._link.receive()
                 self._is_ready = True
             except (EOFError, OSError, msgspec.MsgspecError):
-                self._is_ready = None  # and it never will be
-        return bool(self._is_ready)
+                self._process.kill()  # it never will be
+        return self._is_ready
 
     def answer(
         self, wire: bytes, options: SpecOptions, record: CallRecord, is_active: Callable[[], bool]
     ) -> bytes:
         """Return the answer to a build request; raises _DoesNotGetOn besides the others."""
         self._number += 1
-        if len(wire) > WORTH_GIVING_BACK:
-            give_back_freed_memory()  # the other process needs some for the message
+        give_back_freed_memory(len(wire))  # the other process needs some for the message
         try:
             self._link.send(Job(self._number, options, record.request_id), wire)
             self._wait(is_active)
@@ -200,7 +197,7 @@ class _Running:
         self._process.kill()  # whoever waits for a reply finds the other end closed
         code = self._process.wait()
         self._link.close()
-        return how_it_ended(code)
+        return child_process.how_it_ended(code)
 
 
 class _DoesNotGetOn(Exception):
