@@ -24,7 +24,9 @@ from specgen_core import (
     read_request,
 )
 from specgen_core.answer import generate
+from specgen_core.elements import read_input, read_inputs
 from specgen_core.paths import nearest_above, path_problems
+from specgen_core.violations import Violation, Violations
 from specgen_server.rpc.call_options import METADATA_KEY, options_of_metadata
 from tvix.build.protos.build_pb2 import BuildRequest
 from tvix.castore.protos.castore_pb2 import Node
@@ -297,6 +299,35 @@ def test_refused_where_the_plain_rules_refuse(request: BuildRequest) -> None:
 
     assert comparable(fields_refused(request), request) == comparable(expected, request)
     assert bool(fields_refused(request)) is bool(expected)
+
+
+ODD_NAMES = st.sampled_from(
+    [b"", b".", b"..", b"...", b"a/b", b"a\0", b"\xff", b"x" * 255, b"x" * 256]
+)
+ODD_NODES = NODES | st.builds(
+    lambda kind, name, digest: Node(**{kind: {"name": name, "digest": digest}}),
+    st.sampled_from(["directory", "file"]),
+    ODD_NAMES | NAMES.map(str.encode),
+    st.sampled_from([bytes(32), bytes(31), b""]),
+)
+
+
+@given(st.lists(ODD_NODES | st.just(Node()), max_size=4))
+def test_inputs_together_are_as_each_alone(nodes: list[Node]) -> None:
+    together, alone = Violations(), Violations()
+    read = read_inputs(nodes, together)
+    each = [read_input(node, i, alone) for i, node in enumerate(nodes)]
+
+    assert read == dict(filter(None, each))
+    assert [one for one in violations(together) if one.field != "inputs"] == violations(alone)
+
+
+def violations(broken: Violations) -> list[Violation]:
+    try:
+        broken.raise_if_any()
+    except InvalidRequest as error:
+        return error.violations
+    return []
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in invalid_cases()])

@@ -161,10 +161,10 @@ def test_split_constraints_are_merged_as_protobuf_does(quick: Quick) -> None:
 
 
 def pieces(*, most: int, asked: list[str] | None = None) -> Pieces[str, str]:
-    def make(keys: list[str]) -> list[str]:
+    def make(key: str) -> str:
         if asked is not None:
-            asked.extend(keys)
-        return [f"{key}!" for key in keys]
+            asked.append(key)
+        return f"{key}!"
 
     return Pieces(make, most=most, size=lambda key, value: len(key) + len(value))
 
@@ -173,7 +173,7 @@ def pieces(*, most: int, asked: list[str] | None = None) -> Pieces[str, str]:
 def test_pieces_are_what_is_made(calls: list[list[str]], most: int) -> None:
     known = pieces(most=most)
     for keys in calls:
-        assert known.of(keys) == [f"{key}!" for key in keys]
+        assert [known[key] for key in keys] == [f"{key}!" for key in keys]
         assert known.held <= most
 
 
@@ -181,8 +181,8 @@ def test_pieces_are_made_once() -> None:
     asked: list[str] = []
     known = pieces(most=10_000, asked=asked)
 
-    known.of(["a", "b", "a"])
-    known.of(["b", "c"])
+    for key in "abacb":
+        assert known[key] == f"{key}!"
 
     assert asked == ["a", "b", "c"]
 
@@ -191,11 +191,9 @@ def test_pieces_beyond_the_limit_are_made_and_not_kept() -> None:
     asked: list[str] = []
     known = pieces(most=600, asked=asked)
 
-    assert known.of(["x" * 1000]) == ["x" * 1000 + "!"]
-    known.of(["a"])
-    known.of(["b"])  # for which there is room
-    known.of(["c"])  # begins anew
-    known.of(["a"])
+    assert known["x" * 1000] == "x" * 1000 + "!"
+    for key in "abca":  # there is room for two: the third begins anew
+        assert known[key] == f"{key}!"
 
     assert [key[:1] for key in asked] == ["x", "a", "b", "c", "a"]
 

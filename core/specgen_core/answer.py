@@ -46,7 +46,7 @@ def answer_bytes(request: Request, options: SpecOptions) -> bytes:
         answered.scratch_dirs.add(path=path, bundle_path=scratch_path(path))
     for output in request.outputs:
         answered.output_paths.add(path=output.path, bundle_path=output_path(output))
-    for found in diagnose(request, options, spec.mounts):
+    for found in diagnose(request, options, spec):
         answered.diagnostics.add(code=found.code, field=found.field, message=found.message)
     if options.skeleton or request.additional_files:
         _add_skeleton(answered, request, options, Layout(request, spec.mounts))

@@ -6,7 +6,8 @@ and nothing else, what a path leads into.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Literal, TypeAlias
 
@@ -41,9 +42,12 @@ class Layout:
         self.ro_paths = range(self.inputs.stop, self.inputs.stop + ro_paths)
         self.host_files = range(self.ro_paths.stop, len(mounts))
         self._input_kinds = [*request.inputs.values()]
-        places = [*map(attrgetter("destination"), mounts)]
-        self._last_at = dict(zip(places, range(len(places))))
-        self._before = {} if len(self._last_at) == len(places) else _before_at_same(places)
+        self._in_inputs = f"/{request.inputs_dir}/" if request.inputs_dir else "/"
+        numbers = (*range(self.inputs.start), *range(self.inputs.stop, len(mounts)))
+        others = (*mounts[: self.inputs.start], *mounts[self.inputs.stop :])
+        places = [*map(_place_of, others)]
+        self._last_at = dict(zip(places, numbers))
+        self._before = _before_at_same(places, numbers) if len(self._last_at) < len(places) else {}
 
     def place(self, number: int) -> str:
         """Return where in the sandbox a mount lies."""
@@ -56,6 +60,8 @@ class Layout:
         """
         if parts and not any(parts):
             return []
+        if parts == (self.inputs,):
+            return self._inputs_over(path)
         found = self._at_or_above(path)
         if parts:
             found = [n for n in found if any(n in part for part in parts)]
@@ -86,7 +92,17 @@ class Layout:
         for number in found if self._before else ():
             if number in self._before:
                 found.append(self._before[number])
-        return found
+        return found + self._inputs_over(path)
+
+    def _inputs_over(self, path: str) -> list[int]:
+        """Return the input at or above a path, if there is one: they are sorted by their names."""
+        if not path.startswith(self._in_inputs) or len(path) > _PATH_BYTES:
+            return []
+        end = path.find("/", len(self._in_inputs))
+        place = path if end < 0 else path[:end]
+        stop = min(self.inputs.stop, len(self.mounts))
+        number = bisect_left(self.mounts, place, self.inputs.start, stop, key=_place_of)
+        return [number] if number < stop and self.place(number) == place else []
 
     def kind(self, number: int) -> MountKind:
         """Return what a mount is."""
@@ -129,11 +145,14 @@ class Layout:
         return "the sandbox shell" if place == "/bin/sh" else f"the host's {place}"
 
 
-def _before_at_same(places: list[str]) -> dict[int, int]:
-    """Return for each of them that stands there before already, the number of the one before."""
+_place_of = attrgetter("destination")
+
+
+def _before_at_same(places: Iterable[str], numbers: Iterable[int]) -> dict[int, int]:
+    """Return for each mount whose place had one before, the number of the one before."""
     last_at: dict[str, int] = {}
     before = {}
-    for number, place in enumerate(places):
+    for place, number in zip(places, numbers):
         if place in last_at:
             before[number] = last_at[place]
         last_at[place] = number

@@ -21,7 +21,7 @@ from .profiles import (
     device_of,
 )
 from .text import quoted
-from .violations import Violations
+from .violations import NO_NUL, Violations
 
 __all__ = [
     "MOST_DEVICES",
@@ -182,7 +182,7 @@ _PATH_BYTES = 4095  # PATH_MAX, less the NUL byte at the end
 def _check_text(field: str, text: str, broken: Violations) -> None:
     """A path MUST NOT contain NUL, MUST be UTF-8, and not longer than Linux takes."""
     if "\0" in text:
-        broken.add(field, "must not contain a NUL byte")
+        broken.add(field, NO_NUL)
     try:
         size = len(text.encode())
     except UnicodeEncodeError:  # arguments of a command that are no text hold surrogates

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 
 from .text import quoted
+from .violations import NO_NUL
 
 __all__ = ["lies_in", "nearest_above", "path_problems"]
 
@@ -34,7 +35,7 @@ def path_problems(path: str, *, absolute: bool = False) -> list[str]:
     if _DOT_SEGMENT.search(path):
         problems.append('must not have "." or ".." as a segment')
     if "\0" in path:
-        problems.append("must not contain a NUL byte")
+        problems.append(NO_NUL)
     return [f"{problem}, is {quoted(path)}" for problem in problems]
 
 

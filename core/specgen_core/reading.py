@@ -1,38 +1,33 @@
 """BuildRequest -> Request: every rule of a build request, in the order of its fields.
 
-The only room that reads the message. All broken rules are reported together. Sources: tvix,
-build/src/proto/mod.rs (``TryFrom<BuildRequest>``) and castore/src/proto/mod.rs, and the
-comments of protos/tvix/build/protos/build.proto. Rules marked "stricter" are ours: there tvix
-panics, or makes a spec that no runtime can start. Laxer than tvix: outputs and
-available_ro_paths may come in any order, as today's snix coordinators send them.
+Those of inputs and variables stand in elements.py; no other room reads the message. All broken
+rules are reported together. Sources: tvix, build/src/proto/mod.rs (``TryFrom<BuildRequest>``)
+and castore/src/proto/mod.rs, and the comments of protos/tvix/build/protos/build.proto. Rules
+marked "stricter" are ours: there tvix panics, or makes a spec that no runtime can start. Laxer
+than tvix: outputs and available_ro_paths may come in any order, as today's snix coordinators
+send them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
-from operator import attrgetter, itemgetter
-from typing import Any, AnyStr, TypeAlias, TypeVar
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
 from tvix.build.protos.build_pb2 import BuildRequest
 from tvix.castore.protos.castore_pb2 import Node
 
+from .elements import UNPARSED_NODE, UNPARSED_VARIABLE, read_environment, read_inputs
 from .paths import nearest_above, path_problems
-from .request import AdditionalFile, Constraints, EnvVar, InputKind, Output, Request
+from .request import AdditionalFile, Constraints, InputKind, Output, Request
 from .text import quoted
-from .violations import UnreadableMessage, Violations
+from .violations import NO_NUL, UnreadableMessage, Violations
 from .wire import view_of
 
-__all__ = ["read_environment", "read_inputs", "read_request"]
+__all__ = ["read_request"]
 
-_T = TypeVar("_T")
 _M = TypeVar("_M", bound=Message)
-
-_NAME_BYTES = 255
-_TARGET_BYTES = 4095
-_DIGEST_BYTES = 32
 
 
 def read_request(message: BuildRequest | bytes) -> Request:
@@ -65,13 +60,9 @@ def _read_in_parts(wire: bytes) -> Request:
         raise UnreadableMessage(BuildRequest.DESCRIPTOR.full_name) from None
     return _read(
         view,
-        [_parsed(element, _UNPARSED) for element in view.inputs],
-        [_parsed(element, _UNPARSED_VARIABLE) for element in view.environment_vars],
+        [_parsed(element, UNPARSED_NODE) for element in view.inputs],
+        [_parsed(element, UNPARSED_VARIABLE) for element in view.environment_vars],
     )
-
-
-_UNPARSED = Node()
-_UNPARSED_VARIABLE = BuildRequest.EnvVar()
 
 
 def _parsed(element: bytes, otherwise: _M) -> _M:
@@ -107,105 +98,6 @@ def _read(
     return request
 
 
-# --- inputs ---------------------------------------------------------------------------
-# There may be thousands: a rule is asked of many of them together, and of each where it is broken.
-
-_TOGETHER = 512  # nodes; of more, protobuf's objects do not stay in a processor's cache
-
-
-def read_inputs(nodes: Sequence[Node], broken: Violations) -> dict[str, InputKind]:
-    """Inputs MUST be sorted by name, and a name MUST NOT occur twice.
-
-    Returns what each of them is, by name; ``broken`` gets the rules that they break.
-    """
-    names: list[str] = []
-    inputs: dict[str, InputKind] = {}
-    for first in range(0, len(nodes), _TOGETHER):
-        some, kinds = _read_nodes(first, nodes[first : first + _TOGETHER], broken)
-        names += some
-        inputs.update(zip(some, kinds))
-    _check_sorted("inputs", names, broken, by="by name")
-    if len(inputs) != len(names):
-        twice = next(name for name, after in pairwise(sorted(names)) if name == after)
-        broken.add("inputs", f"must not have a name twice, have {quoted(twice)}")
-    return inputs
-
-
-def _read_nodes(
-    first: int, nodes: Sequence[Node], broken: Violations
-) -> tuple[list[str], list[InputKind]]:
-    """Return the names of the nodes from a first one on, and what each of them is."""
-    kind_of = Node.WhichOneof
-    of = [kind_of(node, "node") for node in nodes]
-    at: Sequence[int] = range(len(of))
-    problems: list[tuple[int, str, str]] = []  # an element, the field in it, and the rule
-    if None in of:
-        problems += ((i, "", _why_unset(nodes[i])) for i in at if of[i] is None)
-        at = [i for i in at if of[i] is not None]
-        nodes, of = [nodes[i] for i in at], [of[i] for i in at]
-    named = [*map(getattr, nodes, of)]
-    encoded = [*map(attrgetter("name"), named)]
-    decoded = _decoded(encoded)
-    links = _where(of, "symlink".__eq__) if "symlink" in of else []
-    for field, found in (
-        ("name", _name_problems(encoded, decoded)),
-        ("digest", _digest_problems(named, links)),
-        ("target", _target_problems(named, links)),
-    ):
-        problems += ((at[n], f".{of[n]}.{field}", problem) for n, problem in found)
-    for i, field, problem in sorted(problems, key=itemgetter(0)):
-        broken.add(f"inputs[{first + i}]{field}", problem)
-    return [name for name in decoded if name is not None], of
-
-
-def _why_unset(node: Node) -> str:
-    """A node MUST parse, and MUST be set."""
-    if node is _UNPARSED:
-        return "does not parse as a tvix.castore.v1.Node"
-    return "has no node: set directory, file or symlink"
-
-
-_Problems: TypeAlias = Iterator[tuple[int, str]]
-"""Which element of a list breaks a rule, and how."""
-
-
-def _name_problems(names: list[bytes], decoded: Sequence[str | None]) -> _Problems:
-    """A name MUST be one that a directory can hold. Stricter: it MUST be UTF-8."""
-    lengths = [*map(len, names)]
-    for i, length in _outside(lengths, 1, _NAME_BYTES):
-        yield i, f"must be 1 to {_NAME_BYTES} bytes long, is {length}"
-    if lengths and min(lengths) <= 2:
-        for i in _where(names, (b".", b"..").__contains__):
-            yield i, 'must not be "." or ".."'
-    for i in _containing(names, b"/"):
-        yield i, "must not contain a slash"
-    for i in _containing(names, b"\0"):
-        yield i, "must not contain a NUL byte"
-    if None in decoded:
-        for i in _where(decoded, lambda name: name is None):  # tvix panics
-            yield i, "must be UTF-8"
-
-
-def _digest_problems(named: list[Any], links: list[int]) -> _Problems:
-    """A directory's or a file's digest MUST be one of BLAKE3."""
-    at: Sequence[int] = range(len(named))
-    if links:
-        at = sorted({*at}.difference(links))
-        named = [named[i] for i in at]
-    lengths = [*map(len, map(attrgetter("digest"), named))]
-    for n, length in _outside(lengths, _DIGEST_BYTES, _DIGEST_BYTES):
-        yield at[n], f"must be a BLAKE3 digest, {_DIGEST_BYTES} bytes long, is {length}"
-
-
-def _target_problems(named: list[Any], links: list[int]) -> _Problems:
-    """What a symlink points to MUST be 1 to 4095 bytes long, and MUST NOT contain NUL."""
-    targets = [named[i].target for i in links]
-    for n, length in _outside([*map(len, targets)], 1, _TARGET_BYTES):
-        yield links[n], f"must be 1 to {_TARGET_BYTES} bytes long, is {length}"
-    for n in _containing(targets, b"\0"):
-        yield links[n], "must not contain a NUL byte"
-
-
 # --- the command, its directories and what it leaves behind ---------------------------
 
 
@@ -213,8 +105,9 @@ def _command_args(args: list[str], broken: Violations) -> list[str]:
     """Stricter: there MUST be a command, and an argument MUST NOT contain NUL, see execve(2)."""
     if not args:
         broken.add("command_args", "must name the command to run, is empty")
-    for i in _containing(args, "\0"):
-        broken.add(f"command_args[{i}]", "must not contain a NUL byte")
+    for i, arg in enumerate(args):
+        if "\0" in arg:
+            broken.add(f"command_args[{i}]", NO_NUL)
     return args
 
 
@@ -240,7 +133,7 @@ def _scratch_paths(paths: list[str], broken: Violations) -> list[str]:
     """Scratch paths MUST be clean relative paths, and sorted. Stricter: none may be empty."""
     for i, path in enumerate(paths):
         _check_path(f"scratch_paths[{i}]", path, broken)
-    _check_sorted("scratch_paths", paths, broken)
+    broken.check_sorted("scratch_paths", paths)
     return paths
 
 
@@ -260,56 +153,6 @@ def _outputs(paths: list[str], scratch_paths: list[str], broken: Violations) -> 
 
 
 # --- environment, constraints and files -----------------------------------------------
-
-
-def read_environment(variables: Sequence[BuildRequest.EnvVar], broken: Violations) -> list[EnvVar]:
-    """Variables MUST be sorted by key; equal keys may follow each other.
-
-    ``broken`` gets the rules that they break.
-    """
-    read: list[EnvVar] = []
-    for first in range(0, len(variables), _TOGETHER):
-        read += _read_variables(first, variables[first : first + _TOGETHER], broken)
-    _check_sorted("environment_vars", [each.key for each in read], broken, by="by key")
-    return read
-
-
-def _read_variables(
-    first: int, variables: Sequence[BuildRequest.EnvVar], broken: Violations
-) -> Iterable[EnvVar]:
-    """Return the variables from a first one on, but for those that do not parse."""
-    at = [i for i, variable in enumerate(variables) if variable is not _UNPARSED_VARIABLE]
-    keys = [variables[i].key for i in at]
-    encoded = [variables[i].value for i in at]
-    values = _decoded(encoded)
-    problems = [(at[n], ".key", why) for n, why in _key_problems(keys)]
-    problems += ((at[n], ".value", why) for n, why in _value_problems(encoded, values))
-    if len(at) != len(variables):
-        why = "does not parse as an EnvVar, or its key is not UTF-8"
-        problems += ((i, "", why) for i in {*range(len(variables))}.difference(at))
-    for i, field, problem in sorted(problems, key=itemgetter(0)):
-        broken.add(f"environment_vars[{first + i}]{field}", problem)
-    return map(EnvVar, keys, [value or "" for value in values])
-
-
-def _key_problems(keys: list[str]) -> _Problems:
-    """A key MUST NOT be empty, and MUST NOT contain ``=``. Stricter: nor NUL."""
-    if "" in keys:
-        for i in _where(keys, "".__eq__):
-            yield i, "must not be empty"
-    for i in _containing(keys, "="):
-        yield i, f'must not contain "=", is {quoted(keys[i])}'
-    for i in _containing(keys, "\0"):
-        yield i, "must not contain a NUL byte"
-
-
-def _value_problems(values: list[bytes], decoded: Sequence[str | None]) -> _Problems:
-    """Stricter: a value MUST NOT contain NUL, and MUST be UTF-8; tvix panics."""
-    for i in _containing(values, b"\0"):
-        yield i, "must not contain a NUL byte"
-    if None in decoded:
-        for i in _where(decoded, lambda value: value is None):
-            yield i, f"must be UTF-8, is not at byte {_valid_bytes(values[i])}"
 
 
 def _constraints(message: BuildRequest, broken: Violations) -> Constraints:
@@ -337,44 +180,11 @@ def _additional_files(
     read = [AdditionalFile(file.path, file.contents) for file in files]
     for i, file in enumerate(read):
         _check_path(f"additional_files[{i}].path", file.path, broken)
-    _check_sorted("additional_files", [file.path for file in read], broken, by="by path")
+    broken.check_sorted("additional_files", [file.path for file in read], by="by path")
     return read
 
 
 # --- what the rules share -------------------------------------------------------------
-
-
-def _where(elements: Sequence[_T], bad: Callable[[_T], bool]) -> list[int]:
-    return [i for i, element in enumerate(elements) if bad(element)]
-
-
-def _containing(texts: Sequence[AnyStr], char: AnyStr) -> list[int]:
-    if char not in char[:0].join(texts):
-        return []
-    return _where(texts, lambda text: char in text)
-
-
-def _outside(lengths: list[int], least: int, most: int) -> Iterator[tuple[int, int]]:
-    if lengths and not least <= min(lengths) <= max(lengths) <= most:
-        for i, length in enumerate(lengths):
-            if not least <= length <= most:
-                yield i, length
-
-
-def _decoded(texts: Sequence[bytes]) -> Sequence[str | None]:
-    try:
-        return [*map(bytes.decode, texts)]
-    except UnicodeDecodeError:
-        return [text.decode() if _valid_bytes(text) == len(text) else None for text in texts]
-
-
-def _valid_bytes(text: bytes) -> int:
-    """Return how many bytes of a text are UTF-8, up to the first that is not."""
-    try:
-        text.decode()
-    except UnicodeDecodeError as error:
-        return error.start
-    return len(text)
 
 
 def _check_path(field: str, path: str, broken: Violations, *, absolute: bool = False) -> bool:
@@ -382,14 +192,3 @@ def _check_path(field: str, path: str, broken: Violations, *, absolute: bool = F
     for problem in problems:
         broken.add(field, problem)
     return not problems
-
-
-def _check_sorted(field: str, keys: list[str], broken: Violations, *, by: str = "") -> None:
-    """Lists MUST be sorted by bytes; UTF-8 sorts as its code points do."""
-    if keys != sorted(keys):
-        before, after = next(pair for pair in pairwise(keys) if pair[0] > pair[1])
-        broken.add(
-            field,
-            f"must be sorted{by and ' ' + by}, bytewise: "
-            f"{quoted(after)} must not come after {quoted(before)}",
-        )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["printable", "quoted"]
+__all__ = ["MOST_BYTES_A_CHARACTER", "printable", "quoted"]
+
+MOST_BYTES_A_CHARACTER = 4
+"""In UTF-8."""
 
 _MOST_CHARS = 60
 

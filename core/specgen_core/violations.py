@@ -9,9 +9,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import msgspec
 
-__all__ = ["InvalidRequest", "UnreadableMessage", "Violation", "Violations"]
+from .text import quoted
+
+__all__ = ["NO_NUL", "InvalidRequest", "UnreadableMessage", "Violation", "Violations"]
+
+NO_NUL = "must not contain a NUL byte"
+"""What is said of a text that C's functions would end in."""
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -69,6 +77,16 @@ class Violations:
         self._total += 1
         if len(self._kept) < _MOST_KEPT:
             self._kept.append(Violation(field, description))
+
+    def check_sorted(self, field: str, keys: Sequence[str], *, by: str = "") -> None:
+        """A list MUST be sorted by bytes; UTF-8 sorts as its code points do."""
+        if keys != sorted(keys):
+            before, after = next(pair for pair in pairwise(keys) if pair[0] > pair[1])
+            self.add(
+                field,
+                f"must be sorted{by and ' ' + by}, bytewise: "
+                f"{quoted(after)} must not come after {quoted(before)}",
+            )
 
     def raise_if_any(self) -> None:
         """Raise InvalidRequest unless there are none."""

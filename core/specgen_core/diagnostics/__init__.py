@@ -7,13 +7,12 @@ them. What hangs on the builder's host alone is not said here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import islice
 
 from .. import oci
 from ..options import SpecOptions
 from ..request import Request
-from ..spec import configure_mounts
+from ..spec import make_spec
 from . import command_rules, file_rules, host_rules, mount_rules, option_rules
 from .command_rules import TMP_VARIABLES
 from .rule import Build, Diagnostic, Rule
@@ -36,13 +35,13 @@ _MOST_OF_A_CODE = 20
 
 
 def diagnose(
-    request: Request, options: SpecOptions, mounts: Sequence[oci.Mount] | None = None
+    request: Request, options: SpecOptions, spec: oci.Spec | None = None
 ) -> list[Diagnostic]:
     """Return what will keep the spec from running, at most 20 findings of a code.
 
-    ``mounts`` are those of its spec; without them, they are made anew.
+    ``spec`` is the one that they make; without it, it is made anew.
     """
-    build = Build(request, options, mounts or configure_mounts(request, options))
+    build = Build(request, options, spec or make_spec(request, options))
     return [
         Diagnostic(rule.code, field, rule.sentence.format_map(words))
         for rule in RULES

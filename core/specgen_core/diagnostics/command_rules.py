@@ -10,6 +10,7 @@ from ..layout import shown
 from ..paths import lies_in
 from ..request import Request
 from ..spec import BUILD_UID
+from ..text import MOST_BYTES_A_CHARACTER
 from .rule import Build, Findings, Rules
 
 RULES = Rules()
@@ -17,14 +18,21 @@ RULES = Rules()
 _ARG_BYTES = 128 * 1024  # execve(2), "Limits on size of arguments": MAX_ARG_STRLEN, NUL included
 _ARGS_BYTES = 2 * 1024 * 1024  # a quarter of the usual 8 MiB of stack
 _POINTER = 8
+_HOME = "HOME=/"
 
 
-def _sizes(request: Request) -> Iterator[tuple[str, int]]:
+def _sizes(build: Build) -> Iterator[tuple[str, int]]:
     """Yield all that execve(2) copies: field and size, with the NUL byte at the end."""
-    for i, arg in enumerate(request.command_args):
+    for i, arg in enumerate(build.spec.process.args):
         yield f"command_args[{i}]", len(arg.encode()) + 1
-    for i, variable in enumerate(request.environment):
-        yield f"environment_vars[{i}].value", len(f"{variable.key}={variable.value}".encode()) + 1
+    for i, variable in enumerate(build.spec.process.env):
+        yield f"environment_vars[{i}].value", len(variable.encode()) + 1
+
+
+def _most_bytes(build: Build) -> int:
+    """Return a number of bytes that arguments and environment do not take more than."""
+    texts = (*build.spec.process.args, *build.spec.process.env)
+    return sum(map(len, texts)) * MOST_BYTES_A_CHARACTER + len(texts) * (_POINTER + 1)
 
 
 @RULES.add(
@@ -36,7 +44,9 @@ def _sizes(request: Request) -> Iterator[tuple[str, int]]:
 )
 def _argument_too_long(build: Build) -> Findings:
     """An argument or KEY=value takes 131072 bytes or more."""
-    for field, size in _sizes(build.request):
+    if _most_bytes(build) <= _ARG_BYTES:
+        return
+    for field, size in _sizes(build):
         if size > _ARG_BYTES:
             yield field, {"size": size - 1}
 
@@ -50,10 +60,12 @@ def _argument_too_long(build: Build) -> Findings:
 )
 def _arguments_too_long(build: Build) -> Findings:
     """Arguments and environment, with a pointer and a NUL each, take more than 2 MiB."""
+    if 2 * _most_bytes(build) + len(_HOME) <= _ARGS_BYTES:
+        return
     total = len(build.request.command_args[0].encode()) + 1  # the file name, once more
     if not any(variable.key == "HOME" for variable in build.request.environment):
-        total += len("HOME=/") + 1 + _POINTER  # both runtimes add it
-    total += sum(size + _POINTER for _, size in _sizes(build.request))
+        total += len(_HOME) + 1 + _POINTER  # both runtimes add it
+    total += sum(size + _POINTER for _, size in _sizes(build))
     if total > _ARGS_BYTES:
         yield "command_args", {"total": total}
 
@@ -180,7 +192,7 @@ def _unusable_working_dir(build: Build) -> Findings:
     files = [layout.what(n) for n in layout.over(path) if layout.kind(n) in ("file", "host_file")]
     files += [
         conflict.file_for.what
-        for conflict in build.skeleton.conflicts
+        for conflict in build.conflicts
         if conflict.directory_for.field == "working_dir"
         and not conflict.file_for.field.startswith("additional_files")  # has a rule of its own
     ]

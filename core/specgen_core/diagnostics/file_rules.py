@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from ..layout import shown
+from ..text import MOST_BYTES_A_CHARACTER
 from .rule import Build, Findings, Rules
 
 RULES = Rules()
 
 _NAME_BYTES = 255
 _PATH_BYTES = 4095
-_MOST_BYTES_A_CHARACTER = 4  # in UTF-8
 
 
 @RULES.add(
@@ -34,7 +34,7 @@ def _path_too_long(build: Build) -> Findings:
     for field, paths in (mounted | made).items():
         effect = "runc and crun fail" if field in mounted else "nobody can make such a file"
         for i, path in enumerate(paths):
-            if len(path) * _MOST_BYTES_A_CHARACTER <= _NAME_BYTES:
+            if len(path) * MOST_BYTES_A_CHARACTER <= _NAME_BYTES:
                 continue
             name = max(map(len, path.encode().split(b"/")))
             if name > _NAME_BYTES or len(path.encode()) > _PATH_BYTES:
@@ -85,7 +85,7 @@ def _misplaced_additional_file(build: Build) -> Findings:
         seen = layout.seen_at(f"/{file.path}")
         if seen is not None and seen not in layout.scratch:
             why[f"additional_files[{i}].path"] = f"lies at or in {layout.what(seen)}"
-    for _, directory_for, file_for in build.skeleton.conflicts:
+    for _, directory_for, file_for in build.conflicts:
         if directory_for.field.startswith("additional_files"):
             why.setdefault(directory_for.field, f"lies in {file_for.what}, a file")
         elif file_for.field.startswith("additional_files"):

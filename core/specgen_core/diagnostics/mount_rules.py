@@ -120,7 +120,7 @@ def _file_over_directory(build: Build) -> Findings:
         for n in layout.over(place, layout.scratch, layout.inputs):
             if layout.place(n) == place and layout.kind(n) in ("scratch", "directory"):
                 found[layout.field(n)] = {"place": shown(place), "what": layout.what(file)}
-    for path, directory_for, file_for in build.skeleton.conflicts:
+    for path, directory_for, file_for in build.conflicts:
         if file_for.field.startswith("constraints.") and directory_for.field != "working_dir":
             place = shown(f"/{path.partition('/')[2]}") if path.startswith("root/") else "its place"
             found.setdefault(directory_for.field, {"place": place, "what": file_for.what})

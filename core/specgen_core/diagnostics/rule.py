@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
@@ -12,7 +12,7 @@ from .. import oci
 from ..layout import Layout
 from ..options import SpecOptions
 from ..request import Request
-from ..skeleton import Skeleton
+from ..skeleton import Conflict, Skeleton
 
 __all__ = ["Build", "Diagnostic", "Findings", "Rule", "Rules"]
 
@@ -29,26 +29,30 @@ class Diagnostic(msgspec.Struct, frozen=True):
 
 
 class Build:
-    """A request with its options, and what lies where in its sandbox."""
+    """A request with its options and its spec, and what lies where in its sandbox."""
 
-    def __init__(self, request: Request, options: SpecOptions, mounts: Sequence[oci.Mount]) -> None:
-        self.request, self.options = request, options
-        self.layout = Layout(request, mounts)
+    def __init__(self, request: Request, options: SpecOptions, spec: oci.Spec) -> None:
+        self.request, self.options, self.spec = request, options, spec
+        self.layout = Layout(request, spec.mounts)
 
     @cached_property
-    def skeleton(self) -> Skeleton:
-        """What its bundle must hold, for all mounts but inputs that nothing else lies in.
+    def conflicts(self) -> list[Conflict]:
+        """Where its bundle would need a directory for one, and a file for another.
 
-        Inputs lie beside each other, so those can have no conflict but one of inputs_dir, and
-        the first input stands for that.
+        Inputs lie beside each other, so those that nothing else lies in can have no conflict but
+        one of inputs_dir, and the first input stands for that.
         """
-        layout, request = self.layout, self.request
-        after = range(layout.inputs.stop, len(layout.mounts))
-        others = [*range(layout.inputs.start), *after]
-        places = [layout.place(n) for n in others]
-        places += [f"/{path}" for path in (request.working_dir, *_paths_of_files(request))]
-        lain_in = {n for place in places for n in layout.over(place, layout.inputs)}
-        return Skeleton(request, layout, sorted({*others, *layout.inputs[:1], *lain_in}))
+        layout, files = self.layout, self.request.additional_files
+        before, of_host = range(layout.inputs.start), (*layout.ro_paths, *layout.host_files)
+        made = [*map(layout.place, before), self.working_dir, *(f"/{file.path}" for file in files)]
+        places = [*map(layout.place, of_host)]
+        lain_in = {n for place in (*made, *places) for n in layout.over(place, layout.inputs)}
+        first = layout.inputs[:1]
+        made += map(layout.place, first)
+        if not (files or lain_in or _any_lies_in(made, places)):
+            return []
+        numbers = sorted({*before, *first, *lain_in, *of_host})
+        return Skeleton(self.request, layout, numbers).conflicts
 
     @cached_property
     def working_dir(self) -> str:
@@ -61,8 +65,11 @@ class Build:
         return passes_by or int(self.options.tmp_mode, 8) & bits == bits
 
 
-def _paths_of_files(request: Request) -> list[str]:
-    return [file.path for file in request.additional_files]
+def _any_lies_in(directories: Iterable[str], files: Iterable[str]) -> bool:
+    """Whether any of the paths lies at or in one of the files, or a file in another."""
+    tops = tuple(sorted({f"{path.rstrip('/')}/" for path in files}))
+    in_another = any(map(str.startswith, tops[1:], tops))  # it comes right after the one it is in
+    return in_another or any(f"{path}/".startswith(tops) for path in directories)
 
 
 Findings: TypeAlias = Iterator[tuple[str, dict[str, Any]]]

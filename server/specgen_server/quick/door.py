@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from google.protobuf.message import DecodeError
 
 from specgen.v1.specgen_pb2 import SpecJSON
-from specgen_core import InvalidRequest, SpecOptions, oci
+from specgen_core import SpecOptions, oci
 from specgen_core.diagnostics import TMP_VARIABLES
-from specgen_core.reading import read_environment, read_inputs
+from specgen_core.elements import read_input, read_variable
 from specgen_core.violations import Violations
 from specgen_core.wire import delimited, field_head, view_of
 from tvix.build.protos.build_pb2 import BuildRequest
 from tvix.castore.protos.castore_pb2 import Node
 
-from .frames import Frame, FrameKey, NotRoutineError, Plain, make_frame, mount_pieces
+from .frames import Frame, FrameKey, NotRoutineError, Plain, make_frame, mount_piece
 from .pieces import Pieces
 
 __all__ = ["Quick"]
@@ -48,16 +48,16 @@ class Quick:
 
     def __init__(self, plain: Plain) -> None:
         """Take pieces from this plain way."""
-        self._variables = Pieces(_variables, most=_OF_VARIABLES, size=_size)
+        self._variables = Pieces(_variable, most=_OF_VARIABLES, size=_size)
         self._inputs: Pieces[str, Pieces[bytes, _Known]] = Pieces(
-            lambda dirs: [*map(_inputs_into, dirs)],
+            _inputs_into,
             most=_DIRECTORIES * (_OF_INPUTS + 1024),
             size=lambda _key, _value: _OF_INPUTS,
         )
         self._frames: Pieces[tuple[Any, ...], Frame | None] = Pieces(
-            lambda keys: [_frame(FrameKey(*key), plain) for key in keys],
+            lambda key: _frame(FrameKey(*key), plain),
             most=_OF_FRAMES,
-            size=_frame_size,
+            size=lambda key, frame: FrameKey(*key).size + (frame.size if frame else 0),
         )
 
     @property
@@ -85,17 +85,18 @@ class Quick:
             view = _View.FromString(wire)
             inputs_dir = view.inputs_dir
             elements = view.inputs[:]
-            inputs = self._inputs.one(inputs_dir).of(elements)
-            variables = self._variables.of(view.environment_vars[:])
-        except (DecodeError, InvalidRequest, NotRoutineError):
+            # what is known, map and __getitem__ look up in C
+            inputs = dict(map(self._inputs[inputs_dir].__getitem__, elements))
+            variables = [*map(self._variables.__getitem__, view.environment_vars[:])]
+        except (DecodeError, NotRoutineError):
             return None
-        names, mounts = zip(*inputs) if inputs else ((), ())
+        names = [*inputs]
         keys, entries, watched = zip(*variables) if variables else ((), (), ())
         args = view.command_args[:]
         if (
-            [*names] != sorted(names)
+            names != sorted(names)
             or [*keys] != sorted(keys)
-            or len(set(names)) != len(names)
+            or len(names) != len(elements)
             or len(set(keys)) != len(keys)
             or not args
             or "\0" in "".join(args)
@@ -105,8 +106,10 @@ class Quick:
             return None
         outputs = view.outputs[:]
         scratch_paths = tuple(view.scratch_paths[:])
+        named = _inputs_of(args[:1], inputs_dir, names)
         of_outputs = _inputs_of([f"/{path}" for path in outputs], inputs_dir, names)
-        named = sorted({*of_outputs, *_inputs_of(args[:1], inputs_dir, names)})
+        if of_outputs:
+            named = sorted({*named, *of_outputs})
         key = (
             view.working_dir,
             inputs_dir,
@@ -119,7 +122,7 @@ class Quick:
             b"".join(watched),
             options,
         )
-        frame = self._frames.one(key)
+        frame = self._frames[key]
         if frame is None or len(names) > frame.most_inputs:
             return None
         written = SpecJSON()
@@ -133,7 +136,7 @@ class Quick:
         json = b"".join(
             (
                 frame.before_inputs,
-                *mounts,
+                *inputs.values(),
                 frame.before_args,
                 oci.encode(args),
                 frame.before_variables,
@@ -181,33 +184,25 @@ def _inputs_of(paths: list[str], inputs_dir: str, names: Sequence[str]) -> list[
 # --- pieces, as the plain way makes them ----------------------------------------------
 
 
-def _variables(elements: list[bytes]) -> list[_KnownVariable]:
-    broken = Violations()
-    read = read_environment([*map(BuildRequest.EnvVar.FromString, elements)], broken)
-    broken.raise_if_any()
-    return [
-        (
-            variable.key,
-            oci.encode(f"{variable.key}={variable.value}"),
-            delimited(_VARIABLES, element) if variable.key in TMP_VARIABLES else b"",
-        )
-        for element, variable in zip(elements, read)
-    ]
+class _NoViolations(Violations):
+    """What breaks a rule is for the plain way to report."""
+
+    def add(self, field: str, description: str) -> NoReturn:  # noqa: ARG002
+        raise NotRoutineError
+
+
+_NO_VIOLATIONS = _NoViolations()
+
+
+def _variable(element: bytes) -> _KnownVariable:
+    read = read_variable(BuildRequest.EnvVar.FromString(element), 0, _NO_VIOLATIONS)
+    assert read  # noqa: S101  # or it breaks a rule
+    key = read.key
+    json = oci.encode(f"{key}={read.value}")
+    return key, json, delimited(_VARIABLES, element) if key in TMP_VARIABLES else b""
 
 
 _VARIABLES = BuildRequest.ENVIRONMENT_VARS_FIELD_NUMBER
-
-
-def _inputs_into(inputs_dir: str) -> Pieces[bytes, _Known]:
-    def make(elements: list[bytes]) -> list[_Known]:
-        broken = Violations()
-        inputs = read_inputs([*map(Node.FromString, elements)], broken)
-        broken.raise_if_any()
-        if "symlink" in inputs.values():  # the plain way has a word on each
-            raise NotRoutineError
-        return [*zip(inputs, mount_pieces(inputs_dir, inputs))]
-
-    return Pieces(make, most=_OF_INPUTS, size=_size)
 
 
 def _frame(key: FrameKey, plain: Plain) -> Frame | None:
@@ -217,12 +212,15 @@ def _frame(key: FrameKey, plain: Plain) -> Frame | None:
         return None
 
 
-def _size(key: bytes, known: tuple[str | bytes, ...]) -> int:
+def _inputs_into(inputs_dir: str) -> Pieces[bytes, _Known]:
+    def make(element: bytes) -> _Known:
+        read = read_input(Node.FromString(element), 0, _NO_VIOLATIONS)
+        if not read or read[1] == "symlink":  # the plain way has a word on each
+            raise NotRoutineError
+        return read[0], mount_piece(inputs_dir, read[0])
+
+    return Pieces(make, most=_OF_INPUTS, size=_size)
+
+
+def _size(key: bytes, known: _Known | _KnownVariable) -> int:
     return len(key) + len(known[0]) + len(known[1])
-
-
-def _frame_size(parts: tuple[Any, ...], frame: Frame | None) -> int:
-    key = FrameKey(*parts)
-    texts = sum(map(len, (key.working_dir, key.inputs_dir, key.command, key.watched)))
-    lists = sum(map(len, (*key.scratch_paths, *key.constraints, *key.outputs, *key.named_inputs)))
-    return texts + lists + (frame.size if frame else 0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from itertools import chain
 from typing import NamedTuple, TypeAlias
 
 from specgen.v1.specgen_pb2 import SpecJSON
@@ -12,7 +13,7 @@ from specgen_core.spec import input_mounts
 from tvix.build.protos.build_pb2 import BuildRequest
 from tvix.castore.protos.castore_pb2 import Node
 
-__all__ = ["Frame", "FrameKey", "NotRoutineError", "Plain", "make_frame", "mount_pieces"]
+__all__ = ["Frame", "FrameKey", "NotRoutineError", "Plain", "make_frame", "mount_piece"]
 
 Plain: TypeAlias = Callable[[BuildRequest, SpecOptions], SpecJSON]
 """The plain way, with all that refuses a request."""
@@ -39,6 +40,13 @@ class FrameKey(NamedTuple):
     watched: bytes
     """The variables that a diagnostic may look at, as a request has them on the wire."""
     options: SpecOptions
+
+    @property
+    def size(self) -> int:
+        """How many bytes are in it, about; options are the server's own, or as small."""
+        lists = (self.scratch_paths, self.constraints, self.outputs, self.named_inputs)
+        texts = (self.working_dir, self.inputs_dir, self.command, self.watched)
+        return sum(map(len, chain(texts, *lists)))
 
 
 class Frame(NamedTuple):
@@ -68,9 +76,10 @@ _ARG = "mark-argument"
 _VARIABLE = BuildRequest.EnvVar(key="mark", value=b"variable")
 
 
-def mount_pieces(inputs_dir: str, names: Iterable[str]) -> list[bytes]:
-    """Return the mounts of inputs as they stand in the JSON: others come before them."""
-    return [b"," + oci.encode(mount) for mount in input_mounts(inputs_dir, names)]
+def mount_piece(inputs_dir: str, name: str) -> bytes:
+    """Return the mount of an input as it stands in the JSON: others come before it."""
+    (mount,) = input_mounts(inputs_dir, (name,))
+    return b"," + oci.encode(mount)
 
 
 def make_frame(key: FrameKey, plain: Plain) -> Frame:
@@ -111,7 +120,7 @@ def make_frame(key: FrameKey, plain: Plain) -> Frame:
         or not _is_apart(key, places, len(inputs))
     ):
         raise NotRoutineError
-    mounts = b"".join(mount_pieces(key.inputs_dir, (_name(i).decode() for i in marked.inputs)))
+    mounts = b"".join(mount_piece(key.inputs_dir, _name(i).decode()) for i in marked.inputs)
     entries = [oci.encode(f"{v.key}={v.value.decode()}") for v in marked.environment_vars]
     try:
         before_inputs, rest = json.split(mounts) if mounts else (b"", json)
