@@ -18,7 +18,7 @@ from specgen_core.wire import delimited, field_head, view_of
 from tvix.build.protos.build_pb2 import BuildRequest
 from tvix.castore.protos.castore_pb2 import Node
 
-from .frames import Frame, FrameKey, NotRoutineError, Plain, make_frame, mount_piece
+from .frames import MOST_INPUTS, Frame, FrameKey, NotRoutineError, Plain, make_frame, mount_piece
 from .pieces import Pieces
 
 __all__ = ["Quick"]
@@ -85,6 +85,8 @@ class Quick:
             view = _View.FromString(wire)
             inputs_dir = view.inputs_dir
             elements = view.inputs[:]
+            if len(elements) > MOST_INPUTS:
+                return None
             # what is known, map and __getitem__ look up in C
             inputs = dict(map(self._inputs[inputs_dir].__getitem__, elements))
             variables = [*map(self._variables.__getitem__, view.environment_vars[:])]

@@ -13,7 +13,18 @@ from specgen_core.spec import input_mounts
 from tvix.build.protos.build_pb2 import BuildRequest
 from tvix.castore.protos.castore_pb2 import Node
 
-__all__ = ["Frame", "FrameKey", "NotRoutineError", "Plain", "make_frame", "mount_piece"]
+__all__ = [
+    "MOST_INPUTS",
+    "Frame",
+    "FrameKey",
+    "NotRoutineError",
+    "Plain",
+    "make_frame",
+    "mount_piece",
+]
+
+MOST_INPUTS = 900
+"""With more of them, the mounts may be too many for the usual limit of open files."""
 
 Plain: TypeAlias = Callable[[BuildRequest, SpecOptions], SpecJSON]
 """The plain way, with all that refuses a request."""
@@ -128,7 +139,7 @@ def make_frame(key: FrameKey, plain: Plain) -> Frame:
         before_variables, after_variables = rest.split(b",".join(entries))
     except ValueError:
         raise NotRoutineError from None
-    limit = key.options.nofile.soft or 2 * _MOST_INPUTS
+    limit = key.options.nofile.soft or 2 * MOST_INPUTS
     return Frame(
         before_inputs,
         before_args,
@@ -136,7 +147,7 @@ def make_frame(key: FrameKey, plain: Plain) -> Frame:
         after_variables,
         SpecJSON(scratch_dirs=answer.scratch_dirs).SerializeToString(),
         SpecJSON(diagnostics=answer.diagnostics).SerializeToString(),
-        min(_MOST_INPUTS, limit - _ROOM - len(places)),
+        min(MOST_INPUTS, limit - _ROOM - len(places)),
         tuple(
             (f"{found.path}/", f"{found.bundle_path}/")
             for found in sorted(answer.scratch_dirs, key=lambda found: -len(found.path))
@@ -144,7 +155,6 @@ def make_frame(key: FrameKey, plain: Plain) -> Frame:
     )
 
 
-_MOST_INPUTS = 900
 _ROOM = 64  # for the files that a runtime itself has open
 
 
