@@ -12,12 +12,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from support import assert_has_table_of, build_request, require
 
 from specgen_client import mount_table, read_only_paths, write_bundle
-from specgen_client.host_checks import HOST_RULES
-from specgen_core import IdMapping, SpecOptions
+from specgen_client.host_checks import HOST_RULES, host_problems
+from specgen_client.host_rule import HostBuild
+from specgen_core import IdMapping, SpecOptions, make_spec, read_request
 from specgen_core.answer import generate
 from specgen_core.diagnostics import CODES
 
@@ -106,9 +108,15 @@ def test_a_read_only_path_that_is_not_there(
         pytest.param(0o700, (1000, 0), {"rootless": False}, True, id="rootful_own"),
         pytest.param(0o750, (0, 100), {"rootless": False}, True, id="rootful_own_group"),
         pytest.param(0o700, (0, 0), {"ids": (0, 300_000, 2000)}, False, id="mapped_roots"),
-        pytest.param(0o750, (0, 300_100), {"ids": (0, 300_000, 2000)}, False, id="mapped_group"),
+        pytest.param(0o700, (0, 300_100), {"ids": (0, 300_000, 2000)}, False, id="not_for_group"),
+        pytest.param(0o750, (0, 300_100), {"ids": (0, 300_000, 2000)}, True, id="mapped_group"),
         pytest.param(0o755, (0, 0), {"ids": (0, 300_000, 2000)}, True, id="mapped_open"),
         pytest.param(0o0, (301_000, 300_100), {"ids": (0, 300_000, 2000)}, True, id="mapped_own"),
+        pytest.param(
+            *(0o0, (301_000, 300_100), {"ids": (0, 300_000, 2000), "drop_capabilities": True}),
+            False,
+            id="mapped_own_without_capabilities",
+        ),
         pytest.param(0o700, (0, 0), {}, False, id="not_mapped"),
     ],
 )
@@ -130,7 +138,9 @@ def test_a_read_only_path_that_is_closed_to_the_build(
     path.chmod(mode)
     os.chown(path, *owner)
     if ids := options.get("ids"):
-        options = {"uid_mappings": (IdMapping(*ids),), "gid_mappings": (IdMapping(*ids),)}
+        mappings = (IdMapping(*ids),)
+        options = {**options, "uid_mappings": mappings, "gid_mappings": mappings}
+        del options["ids"]
     found = about(
         path,
         warnings(tmp_path, SpecOptions(skeleton=True, terminal=False, **options), **ro_paths(path)),
@@ -378,3 +388,26 @@ def test_memory_that_the_host_should_have(bytes_more: int, said: list[str], tmp_
     wanted = {"system": "x86_64-linux", "min_memory": memory + bytes_more}
     found = about("the build wants", warnings(tmp_path, constraints=wanted))
     assert [warning[: len(said[0])] for warning in found] == said
+
+
+# --- the spec of another server -----------------------------------------------------------
+
+
+def test_a_spec_may_lack_any_mount(tmp_path: Path) -> None:
+    """Whatever another server leaves out, the checks look at what there is."""
+    constraints = {"system": "x86_64-linux", "provide_bin_sh": True, "network_access": True}
+    request = read_request(
+        build_request(constraints=constraints | {"available_ro_paths": ["/usr"]})
+    )
+    spec = make_spec(request, SpecOptions(terminal=False, rootless=False))
+    for left_out in range(len(spec.mounts)):
+        mounts = [*spec.mounts[:left_out], *spec.mounts[left_out + 1 :]]
+        build = HostBuild(
+            request=request,
+            spec=msgspec.structs.replace(spec, mounts=mounts),
+            bundle=tmp_path / "bundle",
+            inputs=tmp_path,
+            copied=False,
+        )
+        assert all(host_problems(build))
+    assert left_out > 10

@@ -19,87 +19,72 @@ _SHELL = "/bin/sh"
 _INTERPRETERS = 4  # of scripts by scripts: Linux, fs/exec.c, exec_binprm
 
 
-@RULES.add(
+def _add(code: str, *sentence: str, when: str, proven_by: tuple[str, ...]) -> None:
+    """Add the check that finds what execve(2) fails of for this reason."""
+
+    def find(build: HostBuild) -> HostFindings:
+        for what, (why, words) in _failures(build):
+            if why == code:
+                yield {"what": what, **words}
+
+    find.__doc__ = when
+    RULES.add(code, *sentence, proven_by=proven_by)(find)
+
+
+_add(
     "no-program",
     "{what} is nothing to execute: {place}, {error}. runc and crun fail",
+    when="The command or the sandbox shell is not there.",
     proven_by=("test_a_command_that_is_not_there",),
 )
-def _no_program(build: HostBuild) -> HostFindings:
-    """The command or the sandbox shell is not there."""
-    yield from _that_fail(build, "no-program")
 
-
-@RULES.add(
+_add(
     "program-is-directory",
     "{what} is a directory: runc and crun fail (permission denied)",
+    when="It is a directory.",
     proven_by=("test_a_sandbox_shell_that_cannot_start",),
 )
-def _program_is_directory(build: HostBuild) -> HostFindings:
-    """It is a directory."""
-    yield from _that_fail(build, "program-is-directory")
 
-
-@RULES.add(
+_add(
     "closed-program",
     "{what} may not be executed by the build (mode {mode:o}): runc and crun fail (permission",
     "denied)",
+    when="The build may not execute it, by its mode.",
     proven_by=("test_a_command_that_cannot_start", "test_a_sandbox_shell_that_cannot_start"),
 )
-def _closed_program(build: HostBuild) -> HostFindings:
-    """The build may not execute it, by its mode."""
-    yield from _that_fail(build, "closed-program")
 
-
-@RULES.add(
+_add(
     "no-loader",
     "{what} is linked dynamically, and the build will not have its {loader}: {place} will not",
     'start (runc: "no such file or directory", crun: "missing dynamic library?"). Name a static',
     "one, such as --sandbox-shell /usr/bin/busybox, or add what it needs",
+    when="It is linked dynamically, as a host's /bin/sh is, and its loader is not in the sandbox.",
     proven_by=("test_a_command_that_cannot_start", "test_dynamic_shell"),
 )
-def _no_loader(build: HostBuild) -> HostFindings:
-    """It is linked dynamically, as a host's /bin/sh is, and its loader is not in the sandbox."""
-    yield from _that_fail(build, "no-loader")
 
-
-@RULES.add(
+_add(
     "no-program-format",
     "{what} is neither an ELF file nor a script that begins with #! and its interpreter: runc and",
     "crun fail (exec format error)",
+    when="It is neither an ELF file nor begins with ``#!``.",
     proven_by=("test_a_command_that_cannot_start", "test_a_sandbox_shell_that_cannot_start"),
 )
-def _no_program_format(build: HostBuild) -> HostFindings:
-    """It is neither an ELF file nor begins with ``#!``."""
-    yield from _that_fail(build, "no-program-format")
 
-
-@RULES.add(
+_add(
     "script-in-cr-lf",
     "{what} is a script whose lines end in CR LF, and so does the name of its interpreter: runc",
     "and crun fail (no such file or directory). End its lines in LF",
+    when="It is a script whose first line ends in CR LF, just behind its interpreter.",
     proven_by=("test_a_command_that_cannot_start",),
 )
-def _script_in_cr_lf(build: HostBuild) -> HostFindings:
-    """It is a script whose first line ends in CR LF, just behind its interpreter."""
-    yield from _that_fail(build, "script-in-cr-lf")
 
-
-@RULES.add(
+_add(
     "no-interpreter",
     "{what} is a script for {interpreter}, which cannot be executed in the sandbox: runc and crun",
     "fail (no such file or directory, or permission denied). Add it to the build's inputs",
+    when="It is a script whose interpreter cannot be executed, for one of these reasons.",
     proven_by=("test_a_command_that_cannot_start", "test_a_sandbox_shell_that_cannot_start"),
 )
-def _no_interpreter(build: HostBuild) -> HostFindings:
-    """It is a script whose interpreter cannot be executed, for one of these reasons."""
-    yield from _that_fail(build, "no-interpreter")
-
-
-def _that_fail(build: HostBuild, code: str) -> HostFindings:
-    for what, (why, words) in _failures(build):
-        if why == code:
-            yield {"what": what, **words}
-
 
 _Failure = tuple[str, dict[str, Any]]
 """Why execve(2) fails: the code, and what its sentence wants but for ``what``."""
@@ -123,8 +108,8 @@ def _programs(build: HostBuild) -> Iterator[tuple[str, str]]:
         and not (has_shell and command == _SHELL)
     ):
         yield command, f"the command {quoted(command)}"
-    if has_shell:
-        source = next(m.source for m in build.spec.mounts if m.destination == _SHELL)
+    shells = [mount.source for mount in build.spec.mounts if mount.destination == _SHELL]
+    for source in shells[-1:] if has_shell else ():
         yield _SHELL, f"the sandbox shell {source}"
 
 

@@ -7,10 +7,11 @@ import pwd
 import stat
 from pathlib import Path
 
-from specgen_core import BUILD_GID, BUILD_UID, oci
+from specgen_core import BUILD_GID, BUILD_UID
 
 from .host_rule import HostBuild, HostFindings, HostRules
-from .owners import build_owner, has_user_namespace, on_host
+from .owners import build_owner, on_host
+from .sandbox import may
 
 RULES = HostRules()
 
@@ -39,25 +40,10 @@ def _closed_read_only_path(build: HostBuild) -> HostFindings:
             status = os.stat(path)  # noqa: PTH116
         except OSError:
             continue  # said already
-        if not _may_look(build.spec, status):
+        is_directory = stat.S_ISDIR(status.st_mode)
+        if not may(build.spec, status, 5 if is_directory else 4):
             mode = stat.S_IMODE(status.st_mode)
             yield {"path": path, "mode": mode, "uid": status.st_uid, "gid": status.st_gid}
-
-
-def _may_look(spec: oci.Spec, status: os.stat_result) -> bool:
-    """Return whether a build can look at what is mounted.
-
-    In a user namespace it has CAP_DAC_OVERRIDE, which is good for what its ids own:
-    user_namespaces(7), "Interaction of user namespaces and other types of namespaces".
-    """
-    mode = status.st_mode
-    needed = stat.S_IROTH | (stat.S_IXOTH if stat.S_ISDIR(mode) else 0)
-    if has_user_namespace(spec):
-        own = {ids for _, *both in _MEANT if (ids := on_host(spec, *both))}
-        uids, gids = {uid for uid, _ in own}, {gid for _, gid in own}
-        return mode & needed == needed or (status.st_uid in uids and status.st_gid in gids)
-    shift = 6 if status.st_uid == BUILD_UID else 3 if status.st_gid == BUILD_GID else 0
-    return (mode >> shift) & needed == needed
 
 
 @RULES.add(

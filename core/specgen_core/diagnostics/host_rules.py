@@ -31,7 +31,7 @@ def _foreign_system(build: Build) -> Findings:
 @RULES.add(
     "needs-personality",
     "a build for {system} sees a 64-bit machine (uname -m), and software that looks builds for",
-    "that. Set personality to system, which runc from 1.2 and crun from 1.8 on support",
+    "that. Set personality to system, which runc from 1.2 and crun from 0.11 on support",
     proven_by=("test_needs_personality",),
 )
 def _needs_personality(build: Build) -> Findings:
