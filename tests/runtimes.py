@@ -103,6 +103,12 @@ class Outcome:
     command: tuple[str, ...]
 
 
+# runc 1.1 mounts its own program for a moment before it looks at the bundle. To unmount it fails
+# while somebody else makes a mount namespace.
+_FAILED_TO_START = "could not ensure we are a cloned binary"
+_TRIES = 5
+
+
 def run(
     runtime: Runtime,
     mode: Mode,
@@ -119,6 +125,22 @@ def run(
     which a spec with process.terminal = true needs. ``by`` are the words of a command that
     executes the runtime.
     """
+    for _ in range(_TRIES):
+        outcome = _run_once(runtime, mode, bundle, tty, timeout, extra_flags, by)
+        if _FAILED_TO_START not in outcome.output:
+            break
+    return outcome
+
+
+def _run_once(
+    runtime: Runtime,
+    mode: Mode,
+    bundle: Path,
+    tty: bool,
+    timeout: float,
+    extra_flags: Sequence[str],
+    by: Sequence[str],
+) -> Outcome:
     with _state_dir(mode) as state:
         container = f"t-{uuid.uuid4().hex[:12]}"
         base = (runtime.name, "--root", str(state / "containers"), *runtime.flags, *extra_flags)

@@ -261,11 +261,12 @@ def test_quick_is_imported_by_one_room() -> None:
 
 
 def test_only_reading_reads_the_request() -> None:
-    """And answer.py passes it on."""
+    """elements.py is part of it, and answer.py passes it on."""
     request = "tvix.build.protos.build_pb2"
 
     assert sorted(_importing("specgen_core", request)) == [
         "core/specgen_core/answer.py",
+        "core/specgen_core/elements.py",
         "core/specgen_core/reading.py",
     ]
 

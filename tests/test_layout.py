@@ -101,3 +101,15 @@ def test_a_mount_at_the_root_is_over_all() -> None:
 
 def no_mounts() -> Request:
     return read_request(BuildRequest(command_args=["/x"]))
+
+
+def test_nothing_is_laid_in_what_is_no_directory() -> None:
+    """Not even where what lies in it came first: /etc is the host's, with its own passwd."""
+    constraints = {"system": "x86_64-linux", "available_ro_paths": ["/etc/a", "/etc"]}
+    request = read_request(BuildRequest(command_args=["/x"], constraints=constraints))
+    skeleton = Skeleton(request, Layout(request, make_spec(request, QUIET).mounts))
+
+    assert [path for path in skeleton.entries if path.startswith("root/etc")] == [
+        "root/etc/a",
+        "root/etc",
+    ]

@@ -47,6 +47,7 @@ class Layout:
         others = (*mounts[: self.inputs.start], *mounts[self.inputs.stop :])
         places = [*map(_place_of, others)]
         self._last_at = dict(zip(places, numbers))
+        self._sizes = sorted({*map(len, places)})
         self._before = _before_at_same(places, numbers) if len(self._last_at) < len(places) else {}
 
     def place(self, number: int) -> str:
@@ -81,14 +82,13 @@ class Layout:
         if len(path) > _PATH_BYTES:
             return []
         last_at, found = self._last_at, []
-        end = 1
-        while end > 0:  # "/" first, then each directory above
-            number = last_at.get(path[:end])
-            if number is not None:
-                found.append(number)
-            end = path.find("/", end + 1)
-        if len(path) > 1 and (number := last_at.get(path)) is not None:
-            found.append(number)
+        for size in self._sizes:  # a path may lie in thousands of directories
+            if size > len(path):
+                break
+            if size in (1, len(path)) or path[size] == "/":
+                number = last_at.get(path[:size])
+                if number is not None:
+                    found.append(number)
         for number in found if self._before else ():
             if number in self._before:
                 found.append(self._before[number])

@@ -7,7 +7,7 @@ only where it may. So the builder lays them beforehand, as this says.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -75,6 +75,7 @@ class Skeleton:
         self.file_paths: list[str] = []
         """Where each of the request's additional files is to be laid; empty for nowhere."""
         self._sorted: list[str] = []  # the entries' paths: those below one stand together
+        self._files: list[str] = []  # those of no directories, but for what lies in such; see _key
         self._layout = layout
         for number in range(len(layout.mounts)) if numbers is None else numbers:
             self._add_mount(number)
@@ -130,6 +131,8 @@ class Skeleton:
         known = self.entries.get(path)
         if known is None:
             insort(self._sorted, path)
+            if kind != "directory":
+                self._add_file(_key(path))
         if known is None or (kind == "file" and known.kind != "directory"):
             default = _FILE_MODE if kind == "file" else _DIRECTORY_MODE
             known = self.entries[path] = Entry(kind, claimant, default, contents)
@@ -138,10 +141,10 @@ class Skeleton:
         return True
 
     def _conflict(self, path: str, claimant: int | Claim, kind: EntryKind) -> Conflict | None:
-        for parent in _parents(path):
-            above = self.entries.get(parent)
-            if above is not None and above.kind != "directory":
-                return Conflict(parent, self._claim(claimant), self._claim(above.claimant))
+        above = self._file_above(path)
+        if above is not None:
+            claim = self._claim(self.entries[above].claimant)
+            return Conflict(above, self._claim(claimant), claim)
         there = self.entries.get(path)
         below = self._first_below(path) if there is None and kind == "file" else None
         if below is not None:
@@ -151,6 +154,19 @@ class Skeleton:
         if kind == "file":
             return Conflict(path, self._claim(there.claimant), self._claim(claimant))
         return Conflict(path, self._claim(claimant), self._claim(there.claimant))
+
+    def _add_file(self, key: str) -> None:
+        i = j = bisect_left(self._files, key)
+        while j < len(self._files) and self._files[j].startswith(f"{key}\0"):
+            j += 1
+        self._files[i:j] = [key]
+
+    def _file_above(self, path: str) -> str | None:
+        """Return the first part of a path that is no directory; it may have thousands of parts."""
+        key = _key(path)
+        i = bisect_left(self._files, key)
+        is_above = i > 0 and key.startswith(f"{self._files[i - 1]}\0")
+        return path[: len(self._files[i - 1])] if is_above else None
 
     def _first_below(self, path: str) -> Entry | None:
         i = bisect_left(self._sorted, f"{path}/")
@@ -164,11 +180,9 @@ class Skeleton:
         return Claim(self._layout.field(claimant), self._layout.what(claimant))
 
 
-def _parents(path: str) -> Iterator[str]:
-    end = path.find("/")
-    while end >= 0:
-        yield path[:end]
-        end = path.find("/", end + 1)
+def _key(path: str) -> str:
+    """Return what sorts a path right behind the one of those beside each other that it lies in."""
+    return path.replace("/", "\0")
 
 
 def _mode(options: Iterable[str]) -> int | None:
