@@ -376,12 +376,19 @@ def _nothing_until(event: threading.Event) -> Iterator[bytes]:
     yield from ()
 
 
-def test_the_call_that_stalls_the_longest_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def overloads(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if "overload" in record.message]
+
+
+def test_the_call_that_stalls_the_longest_gives_way(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     with full(monkeypatch, patience=0.0) as (socket, stalled):
         assert socket.unary(build_request()).code is grpc.StatusCode.OK
         assert stalled[0].code() is EXHAUSTED
         assert stalled[0].details() == "4 calls are open, which is this server's limit: try later"
         assert not any(call.done() for call in stalled[1:])
+        assert overloads(caplog) == [f"overload, 1 calls refused: {stalled[0].details()}"]
 
 
 def test_calls_that_have_just_come_do_not_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,7 +399,7 @@ def test_calls_that_have_just_come_do_not_give_way(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("patience", [0.0, 30.0])
 def test_of_calls_that_send_without_end_the_oldest_gives_way(
-    patience: float, monkeypatch: pytest.MonkeyPatch
+    patience: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """For gRPC holds what has come of their messages. Who has just begun is left in peace."""
     monkeypatch.setattr(lane, "_MOST_RECEIVE", 2)
@@ -414,6 +421,8 @@ def test_of_calls_that_send_without_end_the_oldest_gives_way(
                 "4 calls send a message, which is this server's limit: try later"
             )
             wait_until(lambda: server._way.receiving == 4, "those that were ended")
+            # the second one is of the same second
+            assert overloads(caplog) == [f"overload, 1 calls refused: {stalled[0].details()}"]
         assert not any(call.done() for call in stalled[-4:])
         never.set()
         wait_until(lambda: server._way.receiving == 0, "no call left")

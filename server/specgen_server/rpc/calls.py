@@ -20,23 +20,44 @@ from .errors import Overloaded
 from .lingering import LARGE
 from .service import OpenCall
 
-__all__ = ["Calls", "Limit", "Method"]
+__all__ = ["Calls", "Limit", "Method", "Refusals"]
 
 logger = logging.getLogger(__name__)
+
+
+class Refusals:
+    """What is said of calls beyond a limit: to each of them, and in the log. Threads share it."""
+
+    _LINE_EVERY = 1.0  # seconds
+
+    def __init__(self, most: int, of: str) -> None:
+        self._most, self._of = most, of
+        self._lock = threading.Lock()
+        self._refused = 0
+        self._next_line = 0.0
+
+    def one(self) -> Overloaded:
+        """Return what one more call ends with; of those of a second, the log has one line."""
+        with self._lock:
+            self._refused += 1
+            line_due = time.monotonic() >= self._next_line
+            if line_due:
+                refused, self._refused = self._refused, 0
+                self._next_line = time.monotonic() + self._LINE_EVERY
+        error = Overloaded(self._most, self._of)
+        if line_due:
+            logger.warning("overload, %d calls refused: %s", refused, error)
+        return error
 
 
 class Limit:
     """How much may be in flight at a time, in calls or bytes. Threads share it."""
 
-    _LINE_EVERY = 1.0  # seconds, of the lines about what is refused
-
     def __init__(self, most: int, of: str) -> None:
         self.most = most
-        self._of = of
+        self._refusals = Refusals(most, of)
         self._lock = threading.Lock()
         self._now = 0
-        self._refused = 0
-        self._next_line = 0.0
 
     def enter(self, size: int = 1, *, force: bool = False) -> None:
         """Count so much more; raises Overloaded if that is too much, unless it is forced."""
@@ -44,15 +65,7 @@ class Limit:
             if force or self._now + size <= self.most:
                 self._now += size
                 return
-            self._refused += 1
-            line_due = time.monotonic() >= self._next_line
-            if line_due:
-                refused, self._refused = self._refused, 0
-                self._next_line = time.monotonic() + self._LINE_EVERY
-        error = Overloaded(self.most, self._of)
-        if line_due:
-            logger.warning("overload, %d calls refused: %s", refused, error)
-        raise error
+        raise self._refusals.one()
 
     def leave(self, size: int = 1) -> None:
         """Count it no more."""

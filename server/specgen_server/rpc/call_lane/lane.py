@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from ..calls import Calls, Limit, Method
+from ..calls import Calls, Limit, Method, Refusals
 from ..errors import Overloaded, status_of
 from ..lingering import is_read
 from .calls import KINDS, UNKNOWN, Call, Watch
@@ -78,6 +78,8 @@ class CallLane:
         self._methods = list(methods)
         at_work = {method.limit for method in self._methods if method.recorded}
         self._most_receive = _MOST_RECEIVE + sum(limit.most for limit in at_work)
+        self._too_many_receive = Refusals(self._most_receive, "calls send a message")
+        self._too_many_open = Refusals(_MOST_OPEN, "calls are open")
         for method in self._methods:
             self._core.register_method(method.path)
         self._threads = [
@@ -156,8 +158,10 @@ class CallLane:
         try:
             self.held.enter(size)
         except Overloaded as error:
-            if not self._one_gives_way(error, lambda other: other.holds > 0):
+            other = self._longest_waiting(lambda call: call.holds > 0)
+            if not other:
                 raise
+            other.give_way(error)
             self.held.enter(size, force=True)
 
     def forget(self, call: Call | None) -> None:
@@ -255,29 +259,27 @@ class CallLane:
         if not event.success:
             return  # the server stops
         self._request(event.tag, method)
-        why = None
-        if len(self.open) >= _MOST_OPEN:
-            why = Overloaded(_MOST_OPEN, "calls are open")
+        is_full = len(self.open) >= _MOST_OPEN
         call = KINDS[method.kind](self, method, event)
         self.open[call] = None
-        if why and not self._one_gives_way(why):
-            call.finish(status_of(why))
-            return
+        if is_full:
+            error = self._too_many_open.one()
+            other = self._longest_waiting()
+            if not other:
+                call.finish(status_of(error))
+                return
+            other.give_way(error)
         call.begin()
         if self.receiving > self._most_receive:
-            why = Overloaded(self._most_receive, "calls send a message")
-            self._one_gives_way(why, lambda other: other.receives and not other.status)
+            other = self._longest_waiting(lambda call: call.receives and not call.status)
+            if other:
+                other.give_way(self._too_many_receive.one())
 
-    def _one_gives_way(
-        self, why: Overloaded, kind: Callable[[Call], bool] = lambda _: True
-    ) -> bool:
-        """End the oldest call of a kind that has waited for its client for long."""
+    def _longest_waiting(self, kind: Callable[[Call], bool] = lambda _: True) -> Call | None:
+        """Return the oldest call of a kind that has waited for its client for long."""
         long_ago = perf_counter() - _PATIENCE
-        for call in list(self.open):
-            if 0 < call.waits_since < long_ago and kind(call):
-                call.give_way(why)
-                return True
-        return False
+        waiting = (c for c in list(self.open) if 0 < c.waits_since < long_ago and kind(c))
+        return next(waiting, None)
 
     def _give_up(self, core: Any) -> None:
         """End a call that could not be gone on with; ask while that is being handled."""
