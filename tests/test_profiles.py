@@ -280,6 +280,26 @@ def test_a_profile_replaces_what_the_server_said_of_it_and_nothing_else() -> Non
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        pytest.param(Resources(), Resources(1 << 30, 5000, 10_000, 9), id="none"),
+        pytest.param(Resources(pids=7), Resources(1 << 30, 5000, 10_000, 7), id="pids"),
+        pytest.param(
+            Resources(memory_bytes=1 << 31), Resources(1 << 31, 5000, 10_000, 9), id="memory"
+        ),
+        pytest.param(Resources(cpu_quota_us=7000), Resources(1 << 30, 7000, 0, 9), id="quota"),
+        pytest.param(Resources(cpu_period_us=7000), Resources(1 << 30, 0, 7000, 9), id="period"),
+    ],
+)
+def test_a_limit_of_the_server_stays_until_another_is_given(
+    given: Resources, expected: Resources
+) -> None:
+    server = SEED.override(resources=Resources(1 << 30, 5000, 10_000, 9))
+
+    assert server.override(resources=given).resources == expected
+
+
 def test_a_profile_that_is_none() -> None:
     with pytest.raises(InvalidRequest) as refused:
         SEED.override(profile="guix")  # type: ignore[arg-type]

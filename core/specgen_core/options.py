@@ -54,6 +54,12 @@ class Resources(msgspec.Struct, frozen=True):
     cpu_period_us: int = 0
     pids: int = 0
 
+    def over(self, others: Resources) -> Resources:
+        """Return these limits, and where there is none, the others'; quota and period are one."""
+        cpu = self if self.cpu_quota_us or self.cpu_period_us else others
+        memory, pids = self.memory_bytes or others.memory_bytes, self.pids or others.pids
+        return Resources(memory, cpu.cpu_quota_us, cpu.cpu_period_us, pids)
+
 
 class GivenOptions(TypedDict, total=False):
     """Options that somebody gives; None, or an empty list, is not given."""
@@ -151,7 +157,8 @@ class SpecOptions(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
         """Return these options with those given in their place.
 
         A profile given is the default of all that profiles say; what is given besides wins.
-        Mappings of ours stay behind where a rootful spec is asked for.
+        A limit of ours stays in force until another is given in its place. Mappings of ours stay
+        behind where a rootful spec is asked for.
         """
         profile = given.pop("profile", None)
         own = msgspec.structs.asdict(self)
@@ -164,6 +171,7 @@ class SpecOptions(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
             own |= {"uid_mappings": (), "gid_mappings": ()}
         for field in ("uid_mappings", "gid_mappings", "devices"):
             own[field] = tuple(given.pop(field, ())) or own[field]  # type: ignore[misc]
+        own["resources"] = (given.pop("resources", None) or Resources()).over(self.resources)
         own |= {field: value for field, value in given.items() if value is not None}
         return SpecOptions(**own)
 
