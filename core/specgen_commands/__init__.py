@@ -1,1 +1,1 @@
-"""What the commands of both sides share and is no domain: flags for options, ids of this host."""
+"""What specgen and specgen-server share: flags for options, ids of this host, addresses."""

@@ -148,17 +148,17 @@ def _flags(default: Mapping[str, str]) -> tuple[Callable[[F], F], ...]:
         click.option(
             "--id-mappings",
             type=click.Choice(["auto", "none"]),
-            help="auto: take the mappings from this host's /etc/subuid and /etc/subgid. The build's"
-            " user is the first subordinate id of the user that runs this command, and root of the"
-            " sandbox is that user. If that user is root, who needs no entry there, root of the"
-            " sandbox is the next subordinate id instead. Right only where the builds run on this"
-            f" host.  [default: {default['id-mappings']}]",
+            help="auto: take the mappings from this host's /etc/subuid and /etc/subgid. The build"
+            " runs as the first subordinate id of the user that runs this command. Root of the"
+            " sandbox is that user or, for root, who needs no entry there, the next subordinate id."
+            f" Right only where the builds run on this host.  [default: {default['id-mappings']}]",
         ),
         click.option(
             "--profile",
             type=click.Choice(PROFILE_NAMES),
             help="Whose sandbox to make: tvix's (seed), today's snix's or Nix's own. It sets the"
-            " defaults of --cgroup-namespace and of the flags down to --personality.  [default:"
+            " defaults of --cgroup-namespace, --nofile, --drop-capabilities, --tmp-mode, --device,"
+            " --device-rules, --seccomp and --personality.  [default:"
             f" {default['profile']}]",
         ),
         click.option(

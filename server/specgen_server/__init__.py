@@ -1,1 +1,1 @@
-"""tvix-specgen's server side: the domain (``spec``) and the gRPC service around it."""
+"""tvix-specgen's server: the gRPC service around specgen_core."""

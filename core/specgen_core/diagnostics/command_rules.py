@@ -109,11 +109,7 @@ def _unusable_command(build: Build) -> Findings:
     path = _path_of(build.request)
     why: tuple[str, str, str] | None = None
     if not command:
-        why = (
-            "is empty",
-            'runc "not found in $PATH", crun "Operation not permitted"',
-            "Name the program to run",
-        )
+        why = ("is empty", _IS_EMPTY, "Name the program to run")
     elif command.startswith("builtin:"):
         why = ("is a builder that Nix has built in", _NOT_IN_PATH, "Let Nix run it")
     elif "/" in command:

@@ -152,13 +152,14 @@ _FILE = click.Path(dir_okay=False)
     "--max-in-flight",
     type=_CALLS,
     default=256,
-    help="Most GenerateSpec calls at a time in one worker; more get RESOURCE_EXHAUSTED.",
+    help="Most GenerateSpec calls at a time in one worker, without the small ones that the call"
+    " lane answers at once; more get RESOURCE_EXHAUSTED.",
 )
 @click.option(
     "--max-streams",
     type=_CALLS,
     default=64,
-    help="Most GenerateSpecs calls at a time in one worker; more get RESOURCE_EXHAUSTED.",
+    help="Most GenerateSpecs calls at a time in one worker, likewise.",
 )
 @click.option(
     "--call-lane/--no-call-lane",
