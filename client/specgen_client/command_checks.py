@@ -41,7 +41,7 @@ _add(
 _add(
     "program-is-directory",
     "{what} is a directory: runc and crun fail (permission denied)",
-    when="It is a directory.",
+    when="The command or the sandbox shell is a directory.",
     proven_by=("test_a_sandbox_shell_that_cannot_start",),
 )
 
@@ -49,7 +49,7 @@ _add(
     "closed-program",
     "{what} may not be executed by the build (mode {mode:o}): runc and crun fail (permission",
     "denied)",
-    when="The build may not execute it, by its mode.",
+    when="The mode of the command or the sandbox shell does not let the build execute it.",
     proven_by=("test_a_command_that_cannot_start", "test_a_sandbox_shell_that_cannot_start"),
 )
 
@@ -58,7 +58,8 @@ _add(
     "{what} is linked dynamically, and the build will not have its {loader}: {place} will not",
     'start (runc: "no such file or directory", crun: "missing dynamic library?"). Name a static',
     "one, such as --sandbox-shell /usr/bin/busybox, or add what it needs",
-    when="It is linked dynamically, as a host's /bin/sh is, and its loader is not in the sandbox.",
+    when="One of them is linked dynamically, as a host's /bin/sh is, and its loader is not in the"
+    " sandbox.",
     proven_by=("test_a_command_that_cannot_start", "test_dynamic_shell"),
 )
 
@@ -66,7 +67,7 @@ _add(
     "no-program-format",
     "{what} is neither an ELF file nor a script that begins with #! and its interpreter: runc and",
     "crun fail (exec format error)",
-    when="It is neither an ELF file nor begins with ``#!``.",
+    when="One of them is neither an ELF file nor begins with ``#!``.",
     proven_by=("test_a_command_that_cannot_start", "test_a_sandbox_shell_that_cannot_start"),
 )
 
@@ -74,7 +75,7 @@ _add(
     "script-in-cr-lf",
     "{what} is a script whose lines end in CR LF, and so does the name of its interpreter: runc",
     "and crun fail (no such file or directory). End its lines in LF",
-    when="It is a script whose first line ends in CR LF, just behind its interpreter.",
+    when="One of them is a script whose first line ends in CR LF, just behind its interpreter.",
     proven_by=("test_a_command_that_cannot_start",),
 )
 
@@ -82,7 +83,7 @@ _add(
     "no-interpreter",
     "{what} is a script for {interpreter}, which cannot be executed in the sandbox: runc and crun",
     "fail (no such file or directory, or permission denied). Add it to the build's inputs",
-    when="It is a script whose interpreter cannot be executed, for one of these reasons.",
+    when="One of them is a script whose interpreter cannot be executed, for one of these reasons.",
     proven_by=("test_a_command_that_cannot_start", "test_a_sandbox_shell_that_cannot_start"),
 )
 

@@ -1,4 +1,4 @@
-"""The spec that a bundle is written for: it may be anybody's who has a server."""
+"""The spec that a bundle is written for, which may come from an untrusted server."""
 
 from __future__ import annotations
 

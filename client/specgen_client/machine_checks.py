@@ -184,7 +184,7 @@ _WITHOUT_V2 = "rootless needs no limits + no cgrouppath when no permission is gr
 def _no_cgroup(build: HostBuild) -> HostFindings:
     """The spec has limits or a cgroup, and the user who is to run it may not make that cgroup.
 
-    Not, where ``cgroups_path`` is of systemd's kind, with colons.
+    Not given where ``cgroups_path`` is of systemd's kind, with colons.
     """
     path, resources = build.spec.linux.cgroups_path, build.spec.linux.resources
     if os.geteuid() == 0 or ":" in path:

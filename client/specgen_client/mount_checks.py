@@ -107,7 +107,7 @@ _LOCKED_FLAGS = (
     proven_by=("test_file_system_flags",),
 )
 def _guarded_source(build: HostBuild) -> HostFindings:
-    """The spec is rootless, and such a path lies on a file system mounted with these flags."""
+    """The spec is rootless, and a host path lies on a file system mounted with these flags."""
     for mount in build.binds if build.rootless else ():
         if not _missing(mount) and (flags := _flags_to_keep(mount)):
             but = ", but run by a user it lets execute nothing there" * ("noexec" in flags)
@@ -179,7 +179,7 @@ def _unreachable_bundle(build: HostBuild) -> HostFindings:
     proven_by=("test_inputs_that_the_sandboxs_root_cannot_reach",),
 )
 def _unreachable_source(build: HostBuild) -> HostFindings:
-    """The same of the directory of inputs that are linked, or of what is mounted of the host."""
+    """The sandbox's root cannot enter a directory above linked inputs, or above a host path."""
     if not (root := _other_root(build)):
         return
     sources = [mount.source for mount in build.binds]

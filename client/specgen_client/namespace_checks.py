@@ -85,7 +85,7 @@ def _no_apparmor_profile(build: HostBuild) -> HostFindings:
 def _ids_not_ones_own(build: HostBuild) -> HostFindings:
     """The spec is rootless, and maps ids that are not subordinate ones of who is to run it.
 
-    Root may map all that its own user namespace has. Not, where subordinate ids come from
+    Root may map all that its own user namespace has. Not given where subordinate ids come from
     elsewhere than /etc/subuid and /etc/subgid, by /etc/nsswitch.conf.
     """
     is_root = os.geteuid() == 0

@@ -34,7 +34,7 @@ _MEANT = (
     ),
 )
 def _closed_read_only_path(build: HostBuild) -> HostFindings:
-    """A read-only path's mode and owner let the build not look at it."""
+    """A read-only path's mode and owner keep the build from looking at it."""
     for path in build.request.constraints.available_ro_paths:
         try:
             status = os.stat(path)  # noqa: PTH116
@@ -53,7 +53,7 @@ def _closed_read_only_path(build: HostBuild) -> HostFindings:
     proven_by=("test_a_sandbox_that_is_somebody",),
 )
 def _borrowed_id(build: HostBuild) -> HostFindings:
-    """The build, or root of the sandbox, is somebody of this host: root, or who has an account."""
+    """The build, or root of the sandbox, is somebody of this host: root, or an account."""
     for who, uid, gid in _MEANT:
         owner = on_host(build.spec, uid, gid)
         if owner is None or (who != _BUILD and not build.rootless):

@@ -16,7 +16,7 @@ class BadAddress(ValueError):
 
 
 def check_server_address(address: str) -> None:
-    """Check an address as gRPC takes it, but for what it would take in silence for another.
+    """Check an address as gRPC does, and refuse what gRPC would silently take for another one.
 
     gRPC calls port 443 where none is given, and takes a port that is none modulo 65536.
 

@@ -34,7 +34,7 @@ __all__ = [
 
 
 class IdMapping(msgspec.Struct, frozen=True):
-    """``size`` ids from ``container_id`` on are the host's from ``host_id`` on."""
+    """Maps ``size`` ids, from ``container_id`` in the sandbox to ``host_id`` on the host."""
 
     container_id: int
     host_id: int

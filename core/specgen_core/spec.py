@@ -171,7 +171,7 @@ def _resources(request: Request, options: SpecOptions) -> oci.Resources:
 
 
 def _seccomp(request: Request, options: SpecOptions) -> oci.Seccomp | None:
-    """Return Nix's filter: chmod sets no bit, and no attribute, that a store path cannot have.
+    """Return Nix's filter: no setuid and setgid bits by chmod, and no extended attributes.
 
     Source: Nix, src/libstore, ``setupSeccomp``: chmod to setuid or setgid is EPERM, extended
     attributes are ENOTSUP, whichever of the host's architectures the build speaks.
@@ -222,7 +222,7 @@ _SYSTEMS_OF_32_BITS = ("i686-linux", "armv5tel-linux", "armv6l-linux", "armv7l-l
 
 
 def needs_personality(system: str) -> bool:
-    """Whether builds of a system see another machine than it, without a personality."""
+    """Whether builds of a system see another machine than its own without a personality."""
     return system in _SYSTEMS_OF_32_BITS
 
 

@@ -38,7 +38,7 @@ class InvalidRequest(ValueError):
     """A request or its options break at least one rule.
 
     ``violations`` has them in the order of the message's fields; ``total`` is how many
-    were found, which is more only where they were too many to keep.
+    were found, which is more where they were too many to keep.
     """
 
     def __init__(self, violations: list[Violation], total: int) -> None:

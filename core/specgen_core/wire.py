@@ -79,7 +79,7 @@ def delimited(field: int, payload: bytes) -> bytes:
 def field_head(field: int, size: int) -> bytes:
     """Return what stands before a field of so many bytes: its number and its size.
 
-    To join it with the bytes spares a copy of them, as against ``delimited``.
+    Joined with the bytes, it avoids the copy of them that ``delimited`` makes.
     """
     octets = [field << 3 | _LENGTH_DELIMITED]
     while size > 0x7F:

@@ -17,8 +17,8 @@ _SYSTEM = re.compile(r"[a-z0-9_]+-linux").fullmatch
 
 @RULES.add(
     "foreign-system",
-    "{system} is no system that runc and crun run on, which are Linux's. Send the build to a host",
-    "of its own, or name a system such as x86_64-linux",
+    "runc and crun run builds for Linux only, not for {system}. Send the build to a host of its",
+    "own, or name a system such as x86_64-linux",
     proven_by=("test_foreign_system",),
 )
 def _foreign_system(build: Build) -> Findings:
@@ -30,8 +30,9 @@ def _foreign_system(build: Build) -> Findings:
 
 @RULES.add(
     "needs-personality",
-    "a build for {system} sees a 64-bit machine (uname -m), and software that looks builds for",
-    "that. Set personality to system, which runc from 1.2 and crun from 0.11 on support",
+    "a build for {system} sees a 64-bit machine (uname -m), and software that asks for the",
+    "machine builds for that one. Set personality to system, which runc from 1.2 and crun from",
+    "0.11 on support",
     proven_by=("test_needs_personality",),
 )
 def _needs_personality(build: Build) -> Findings:

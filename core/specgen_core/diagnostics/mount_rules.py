@@ -253,8 +253,8 @@ _OPEN_FILES = 15  # crun's own; seen: 1009 mounts run, or 1008 with a terminal
     "too-many-mounts",
     "{mounts} inputs and other read-only mounts: crun holds a file open for each, and the spec's",
     'own limit of {limit} open files leaves room for {most} ("Too many open files"). runc',
-    "runs it, but 1.1 run by root for a rootless spec only as long as the paths of all that is",
-    "mounted take less than 64 KiB",
+    "runs it; but runc 1.1, run by root for a rootless spec, takes no more than 64 KiB of paths of",
+    "mounts",
     proven_by=("test_too_many_mounts",),
 )
 def _too_many_mounts(build: Build) -> Findings:

@@ -56,7 +56,7 @@ _OF_KIND = {
 
 @RULES.add(
     "root-not-mapped",
-    "{kind} 0 of the sandbox, which the runtime sets it up as, is in no mapping: runc refuses",
+    "{kind} 0 of the sandbox, as which the runtime prepares it, is in no mapping: runc refuses",
     '("User namespaces enabled, but no {who} mapping found"), and crun {crun}. Map it to an id',
     "that the runtime may use",
     proven_by=("test_root_uid_not_mapped", "test_root_gid_not_mapped"),

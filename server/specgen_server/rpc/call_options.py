@@ -65,7 +65,7 @@ def options_of_message(message: SpecOptionsMessage, defaults: SpecOptions) -> Sp
 
 
 def _mappings(messages: Any) -> list[IdMapping]:
-    """Return id mappings; of too many, so few that they are still too many."""
+    """Return id mappings, at most one more than is allowed."""
     return [IdMapping(m.container_id, m.host_id, m.size) for m in messages[: MOST_MAPPINGS + 1]]
 
 

@@ -82,12 +82,12 @@ class Method:
     answer: Callable[[bytes, OpenCall], bytes]
     limit: Limit
     kind: Literal["unary", "stream", "watch", "unknown"] = "unary"
-    """It answers one message with one; each message of a stream with one; one message, and
-    again whenever the answer to it has changed; or none, as it is not here."""
+    """What is answered: one message with one; each message of a stream with one; one message, and
+    again whenever its answer has changed; none, as there is no such method."""
     is_light: Callable[[bytes], bool] = lambda wire: len(wire) <= LARGE
     """Whether answering a message takes few milliseconds, so that others may wait for it."""
     recorded: bool = False
-    """Whether its calls stand in the log, in metrics and traces, and hold up a drain."""
+    """Whether its calls stand in the log, in metrics and traces, and delay a shutdown."""
 
     @property
     def path(self) -> str:

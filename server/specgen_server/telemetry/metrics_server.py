@@ -1,4 +1,4 @@
-"""Serving the metrics over HTTP, whoever connects and does not go on."""
+"""Serving the metrics over HTTP, even while clients stall."""
 
 from __future__ import annotations
 

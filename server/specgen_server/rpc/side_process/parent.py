@@ -59,7 +59,7 @@ class SideProcess:
             return self._ready() is not None
 
     def close(self) -> None:
-        """End the process, once nobody waits for what is asked of it."""
+        """End the process, once nobody waits for its answer."""
         self._start_at = inf
         if running := self._running:
             running.end()
@@ -71,10 +71,10 @@ class SideProcess:
 
         Raises:
             Refused: there is no answer.
-            SideProcessDied: maybe of this request, so it is not to be answered here either.
+            SideProcessDied: perhaps because of this request, so do not answer it here either.
         """
         if len(wire) <= VERY_LARGE or not self._lock.acquire(blocking=False):
-            return None  # nobody waits for what others asked
+            return None  # it is busy: nobody waits for the answers of others
         try:
             running = self._ready()
             answer = running.answer(wire, options, record, is_active) if running else None
