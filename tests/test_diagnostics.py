@@ -132,6 +132,14 @@ CASES = [
         [("argument-too-long", "environment_vars[0].value")],
         id="variable_too_long",
     ),
+    pytest.param(  # in which it is not looked for, as execve(2) fails before
+        {
+            "command_args": ["tool"],
+            "environment_vars": [{"key": "PATH", "value": b"/none:" * LONG}],
+        },
+        [("argument-too-long", "environment_vars[0].value")],
+        id="path_too_long_to_search",
+    ),
     pytest.param(
         {"command_args": ["/proc/self/exe", *["a" * 100_000] * 21]},
         [("arguments-too-long", "command_args")],

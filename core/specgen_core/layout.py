@@ -12,6 +12,7 @@ from operator import attrgetter
 from typing import Literal, TypeAlias
 
 from . import oci
+from .paths import PathTree
 from .request import InputKind, Request
 from .text import printable
 
@@ -47,8 +48,8 @@ class Layout:
         others = (*mounts[: self.inputs.start], *mounts[self.inputs.stop :])
         places = [*map(_place_of, others)]
         self._last_at = dict(zip(places, numbers))
-        self._sizes = sorted({*map(len, places)})
-        self._before = _before_at_same(places, numbers) if len(self._last_at) < len(places) else {}
+        self._tree = PathTree(self._last_at)
+        self._same = _at_same(places, numbers) if len(self._last_at) < len(places) else {}
 
     def place(self, number: int) -> str:
         """Return where in the sandbox a mount lies."""
@@ -63,7 +64,9 @@ class Layout:
             return []
         if parts == (self.inputs,):
             return self._inputs_over(path)
-        found = self._at_or_above(path)
+        found = self._last_at_or_above(path)
+        for number in found if self._same else ():
+            found = [*found, *self._same.get(number, [])[:-1]]
         if parts:
             found = [n for n in found if any(n in part for part in parts)]
         return sorted(found)
@@ -73,25 +76,18 @@ class Layout:
 
         With ``before``, as it is when so many have been mounted; None where none is.
         """
-        found = self._at_or_above(path)
+        found = self._last_at_or_above(path)
         if before is not None:
-            found = [n for n in found if n < before]
+            same = (self._same.get(number, (number,)) for number in found)
+            counts = ((numbers, bisect_left(numbers, before)) for numbers in same)
+            found = [numbers[count - 1] for numbers, count in counts if count]
         return max(found, default=None)
 
-    def _at_or_above(self, path: str) -> list[int]:
+    def _last_at_or_above(self, path: str) -> list[int]:
+        """Return of each place at or above a path the last mount."""
         if len(path) > _PATH_BYTES:
             return []
-        last_at, found = self._last_at, []
-        for size in self._sizes:  # a path may lie in thousands of directories
-            if size > len(path):
-                break
-            if size in (1, len(path)) or path[size] == "/":
-                number = last_at.get(path[:size])
-                if number is not None:
-                    found.append(number)
-        for number in found if self._before else ():
-            if number in self._before:
-                found.append(self._before[number])
+        found = [self._last_at[place] for place in self._tree.at_or_above(path)]
         return found + self._inputs_over(path)
 
     def _inputs_over(self, path: str) -> list[int]:
@@ -148,12 +144,9 @@ class Layout:
 _place_of = attrgetter("destination")
 
 
-def _before_at_same(places: Iterable[str], numbers: Iterable[int]) -> dict[int, int]:
-    """Return for each mount whose place had one before, the number of the one before."""
-    last_at: dict[str, int] = {}
-    before = {}
+def _at_same(places: Iterable[str], numbers: Iterable[int]) -> dict[int, list[int]]:
+    """Return all mounts of each place, by the last of them."""
+    at: dict[str, list[int]] = {}
     for place, number in zip(places, numbers):
-        if place in last_at:
-            before[number] = last_at[place]
-        last_at[place] = number
-    return before
+        at.setdefault(place, []).append(number)
+    return {numbers[-1]: numbers for numbers in at.values()}

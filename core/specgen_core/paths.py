@@ -6,12 +6,13 @@ All of it takes time and memory linear in the paths' length, whatever they are.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable
 
 from .text import quoted
 from .violations import NO_NUL
 
-__all__ = ["lies_in", "nearest_above", "path_problems"]
+__all__ = ["PathTree", "lies_in", "nearest_above", "path_key", "path_problems"]
 
 _DOT_SEGMENT = re.compile(r"(?:^|/)\.{1,2}(?:/|\Z)")
 
@@ -44,30 +45,38 @@ def lies_in(path: str, directory: str) -> bool:
     return path == directory or path.startswith(f"{directory.rstrip('/')}/")
 
 
-_FEW = 4  # of so many roots each is tried: the sweep pays off with more
+class PathTree:
+    """Some clean paths, and which of them lie at or above another one."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        by_key = {path_key(path): path for path in paths}
+        self._keys = sorted(by_key)
+        self._paths = [by_key[key] for key in self._keys]
+        self._above: list[int] = []  # of each, where the next one above it stands; -1 for none
+        for i, key in enumerate(self._keys):
+            above = i - 1
+            while above >= 0 and not key.startswith(self._keys[above]):
+                above = self._above[above]
+            self._above.append(above)
+
+    def at_or_above(self, path: str) -> list[str]:
+        """Return those at or above a path, by components, the longest first."""
+        key, found = path_key(path), []
+        i = bisect_right(self._keys, key) - 1
+        while i >= 0 and not key.startswith(self._keys[i]):
+            i = self._above[i]
+        while i >= 0:
+            found.append(self._paths[i])
+            i = self._above[i]
+        return found
 
 
-def nearest_above(paths: Sequence[str], roots: Sequence[str]) -> list[str | None]:
-    """Return for each of ``paths`` the longest of ``roots`` at or above it, by components."""
-    if len(roots) > _FEW:
-        return _nearest_by_sweep(paths, roots)
-    deepest_first = sorted(roots, key=len, reverse=True)
-    return [next((root for root in deepest_first if lies_in(path, root)), None) for path in paths]
+def path_key(path: str) -> str:
+    """Return what sorts a path right before all that lies in it, and begins what they have."""
+    return path.rstrip("/").replace("/", "\0") + "\0"
 
 
-def _nearest_by_sweep(paths: Sequence[str], roots: Sequence[str]) -> list[str | None]:
-    # With NUL for the slash a root comes right before all that is under it, so one
-    # sweep over both lists finds every path's root: those open are a stack.
-    sweep = [(root.replace("/", "\0") + "\0", -1, root) for root in roots]
-    sweep += ((path.replace("/", "\0") + "\0", i, path) for i, path in enumerate(paths))
-    sweep.sort()
-    nearest: list[str | None] = [None] * len(paths)
-    open_roots: list[tuple[str, str]] = []
-    for key, i, path in sweep:
-        while open_roots and not key.startswith(open_roots[-1][0]):
-            open_roots.pop()
-        if i < 0:
-            open_roots.append((key, path))
-        elif open_roots:
-            nearest[i] = open_roots[-1][1]
-    return nearest
+def nearest_above(paths: Iterable[str], roots: Iterable[str]) -> list[str | None]:
+    """Return for each of ``paths`` the longest of ``roots`` at or above it."""
+    tree = PathTree(roots)
+    return [next(iter(tree.at_or_above(path)), None) for path in paths]

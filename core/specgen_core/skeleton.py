@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import msgspec
 
 from .layout import Layout
+from .paths import path_key
 from .request import Request
 from .spec import BUILD_GID, BUILD_UID
 
@@ -75,7 +76,9 @@ class Skeleton:
         self.file_paths: list[str] = []
         """Where each of the request's additional files is to be laid; empty for nowhere."""
         self._sorted: list[str] = []  # the entries' paths: those below one stand together
-        self._files: list[str] = []  # those of no directories, but for what lies in such; see _key
+        self._files: list[
+            str
+        ] = []  # those of no directories, but for what lies in such; see path_key
         self._layout = layout
         for number in range(len(layout.mounts)) if numbers is None else numbers:
             self._add_mount(number)
@@ -132,7 +135,7 @@ class Skeleton:
         if known is None:
             insort(self._sorted, path)
             if kind != "directory":
-                self._add_file(_key(path))
+                self._add_file(path_key(path))
         if known is None or (kind == "file" and known.kind != "directory"):
             default = _FILE_MODE if kind == "file" else _DIRECTORY_MODE
             known = self.entries[path] = Entry(kind, claimant, default, contents)
@@ -157,16 +160,16 @@ class Skeleton:
 
     def _add_file(self, key: str) -> None:
         i = j = bisect_left(self._files, key)
-        while j < len(self._files) and self._files[j].startswith(f"{key}\0"):
+        while j < len(self._files) and self._files[j].startswith(key):
             j += 1
         self._files[i:j] = [key]
 
     def _file_above(self, path: str) -> str | None:
         """Return the first part of a path that is no directory; it may have thousands of parts."""
-        key = _key(path)
+        key = path_key(path)
         i = bisect_left(self._files, key)
-        is_above = i > 0 and key.startswith(f"{self._files[i - 1]}\0")
-        return path[: len(self._files[i - 1])] if is_above else None
+        is_above = i > 0 and key.startswith(self._files[i - 1])
+        return path[: len(self._files[i - 1]) - 1] if is_above else None
 
     def _first_below(self, path: str) -> Entry | None:
         i = bisect_left(self._sorted, f"{path}/")
@@ -178,11 +181,6 @@ class Skeleton:
         if isinstance(claimant, Claim):
             return claimant
         return Claim(self._layout.field(claimant), self._layout.what(claimant))
-
-
-def _key(path: str) -> str:
-    """Return what sorts a path right behind the one of those beside each other that it lies in."""
-    return path.replace("/", "\0")
 
 
 def _mode(options: Iterable[str]) -> int | None:

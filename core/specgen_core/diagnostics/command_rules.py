@@ -114,7 +114,7 @@ def _unusable_command(build: Build) -> Findings:
         why = ("is a builder that Nix has built in", _NOT_IN_PATH, "Let Nix run it")
     elif "/" in command:
         why = _problem_of(build, command)
-    elif path is not None and all(_problem_of(build, f"{d}/{command}") for d in path.split(":")):
+    elif path is not None and _is_in_none_of(build, command, path):
         where = f"is in no directory of PATH ({shown(path)}), as far as they are in the sandbox"
         why = (where, _NOT_IN_PATH, "Give its absolute path, or a PATH that leads to it")
     if why:
@@ -127,6 +127,12 @@ _IS_EMPTY = 'runc "not found in $PATH", crun "Operation not permitted"'
 _NOT_IN_PATH = '"not found in $PATH"'
 _NOT_EXECUTABLE = '"permission denied"'
 _IS_DIRECTORY = 'runc "permission denied", crun "Operation not permitted"'
+
+
+def _is_in_none_of(build: Build, command: str, path: str) -> bool:
+    if len(path) > _ARG_BYTES:
+        return False  # execve(2) fails anyway
+    return all(_problem_of(build, f"{d}/{command}") for d in dict.fromkeys(path.split(":")))
 
 
 def _problem_of(build: Build, command: str) -> tuple[str, str, str] | None:
