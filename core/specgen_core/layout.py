@@ -65,8 +65,8 @@ class Layout:
         if parts == (self.inputs,):
             return self._inputs_over(path)
         found = self._last_at_or_above(path)
-        for number in found if self._same else ():
-            found = [*found, *self._same.get(number, [])[:-1]]
+        if self._same:
+            found += [n for last in found for n in self._same.get(last, [])[:-1]]
         if parts:
             found = [n for n in found if any(n in part for part in parts)]
         return sorted(found)

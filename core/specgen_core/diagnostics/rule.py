@@ -50,7 +50,7 @@ class Build:
         first = layout.inputs[:1]
         made += map(layout.place, first)
         if not (files or lain_in or _any_lies_in(made, places)):
-            return []
+            return []  # as of most builds: nothing lies where a file may be
         numbers = sorted({*before, *first, *lain_in, *of_host})
         return Skeleton(self.request, layout, numbers).conflicts
 
