@@ -64,7 +64,7 @@ def _steps(wires: Sequence[bytes]) -> dict[str, Measure]:
         "read": read_request,
         "build": lambda wire: make_spec(read[wire], OPTIONS),
         "encode": lambda wire: oci.encode(specs[wire]),
-        "diagnose": lambda wire: diagnose(read[wire], OPTIONS),
+        "diagnose": lambda wire: diagnose(read[wire], OPTIONS, specs[wire]),
         "plain": plain,
         "warm": call,
     }

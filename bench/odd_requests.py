@@ -71,6 +71,12 @@ def _odd_request(rng: random.Random) -> BuildRequest:
     return request
 
 
+_COMMANDS = [
+    *(3 * ["/bin/sh", "/nix/store/n/sh", "/nix/store/n", "sh"]),
+    *("/nix/store//n/sh", "/nix/store/./n/sh", "/nix/store/a/../n/sh", "//nix/store/n/sh", "/bin/"),
+]
+
+
 def plausible_requests(rng: random.Random) -> Iterator[BuildRequest]:
     """Yield requests without end, of which most are as a coordinator's, and few are odd."""
     while True:
@@ -82,7 +88,7 @@ def _plausible_request(rng: random.Random) -> BuildRequest:
     outputs = [f"{path}/{rng.choice(_NAMES)}{rng.choice(['', '-out'])}" for path in scratch_paths]
     request = BuildRequest(
         inputs=[_node(rng, name) for name in _some(rng, _NAMES, 4)],
-        command_args=[rng.choice(["/bin/sh", "/nix/store/n/sh", "/nix/store/n", "sh"]), "-c", "x"],
+        command_args=[rng.choice(_COMMANDS), "-c", "x"],
         working_dir="build" if rng.random() < 0.9 else rng.choice(_PLACES),
         scratch_paths=scratch_paths,
         inputs_dir="nix/store" if rng.random() < 0.8 else rng.choice(_DIRECTORIES),

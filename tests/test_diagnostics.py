@@ -140,6 +140,30 @@ CASES = [
         [("argument-too-long", "environment_vars[0].value")],
         id="path_too_long_to_search",
     ),
+    pytest.param(  # 2 MiB and one byte, with the file name and HOME=/
+        {"command_args": ["\U0001f600" * 262141]},
+        [
+            ("argument-too-long", "command_args[0]"),
+            ("arguments-too-long", "command_args"),
+            ("command-without-path", "command_args[0]"),
+        ],
+        id="arguments_just_too_long",
+    ),
+    pytest.param(  # a file, where a directory must be
+        {
+            "inputs": [{"file": {"name": b"n", "digest": bytes(32)}}],
+            "inputs_dir": "q" * 4095,
+            "command_args": ["/proc/self/exe"],
+            "working_dir": f"{'q' * 4095}/n/x",
+        },
+        [
+            ("unusable-working-dir", "working_dir"),
+            ("read-only-working-dir", "working_dir"),
+            ("path-too-long", "working_dir"),
+            ("path-too-long", "inputs_dir"),
+        ],
+        id="working_dir_too_long_in_a_file",
+    ),
     pytest.param(
         {"command_args": ["/proc/self/exe", *["a" * 100_000] * 21]},
         [("arguments-too-long", "command_args")],

@@ -19,6 +19,7 @@ from support import assert_has_table_of, build_request, require
 from specgen_client import mount_table, read_only_paths, write_bundle
 from specgen_client.host_checks import HOST_RULES, host_problems
 from specgen_client.host_rule import HostBuild
+from specgen_client.sandbox import Sandbox
 from specgen_core import IdMapping, SpecOptions, make_spec, read_request
 from specgen_core.answer import generate
 from specgen_core.diagnostics import CODES
@@ -411,3 +412,18 @@ def test_a_spec_may_lack_any_mount(tmp_path: Path) -> None:
         )
         assert all(host_problems(build))
     assert left_out > 10
+
+
+def test_a_spec_may_have_its_mounts_in_another_order(tmp_path: Path) -> None:
+    inputs = [{"directory": {"name": name, "digest": bytes(32)}} for name in (b"a", b"b", b"c")]
+    request = read_request(build_request(inputs=inputs))
+    spec = make_spec(request, SpecOptions(rootless=False))
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "sh").touch(0o755)
+    by_kind = sorted(spec.mounts, key=lambda mount: mount.source.startswith("inputs/"))
+    for mounts in ([*by_kind[:-3], *by_kind[:-4:-1]], [*spec.mounts[:1], *spec.mounts]):
+        other = msgspec.structs.replace(spec, mounts=mounts)
+        sandbox = Sandbox(request, other, tmp_path, copied=False)
+        for name in "abc":
+            assert sandbox.find(f"/nix/store/{name}/sh").executable

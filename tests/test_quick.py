@@ -13,7 +13,7 @@ from support import MODES, build_request, bulk_cases, file, invalid_cases
 from test_properties import changed_bytes, changed_requests, requests
 
 from odd_requests import ALL_OPTIONS, odd_requests, plausible_requests
-from specgen_core import InvalidRequest, SpecOptions, UnreadableMessage, generate
+from specgen_core import IdMapping, InvalidRequest, SpecOptions, UnreadableMessage, generate
 from specgen_server.quick import Quick
 from specgen_server.quick.pieces import Pieces
 from tvix.build.protos.build_pb2 import BuildRequest
@@ -108,6 +108,35 @@ def test_marks_of_its_own(quick: Quick, fields: dict[str, Any]) -> None:
     wire = build_request(**fields).SerializeToString()
 
     assert quick(wire, SpecOptions()) in (None, plain(wire, SpecOptions()))
+
+
+@pytest.mark.parametrize(
+    "command", ["/nix/store//a/sh", "/nix/./store/a/sh", "/nix/store/b/../a/sh", "//nix/store/a/sh"]
+)
+def test_commands_that_lead_where_they_do_not_seem_to(quick: Quick, command: str) -> None:
+    inputs = [{"directory": {"name": b"a", "digest": bytes(32)}}]
+    wire = build_request(inputs=inputs, command_args=[command]).SerializeToString()
+
+    assert quick(wire, SpecOptions()) is None
+    assert b"unusable-command" not in plain(wire, SpecOptions())
+
+
+def test_so_many_paths_are_not_routine(quick: Quick) -> None:
+    """Each may lie in each."""
+    paths = [f"p{i:02}" for i in range(60)]
+    constraints = {"system": "s", "available_ro_paths": [f"/h{path}" for path in paths]}
+    few = build_request(scratch_paths=paths[:3], outputs=[], constraints=constraints)
+    many = build_request(scratch_paths=paths, outputs=[], constraints=constraints)
+
+    assert quick(few.SerializeToString(), SpecOptions())
+    assert quick(many.SerializeToString(), SpecOptions()) is None
+
+
+def test_a_directory_longer_than_can_be_is_not_routine(quick: Quick) -> None:
+    """The answer would have it twice for each input."""
+    request = build_request(inputs=[file("a")], inputs_dir="d" * 4096)
+
+    assert quick(request.SerializeToString(), SpecOptions()) is None
 
 
 def test_outputs_that_lie_in_inputs_are_routine(quick: Quick) -> None:
@@ -208,3 +237,14 @@ def test_memory_is_bounded_whatever_is_asked(quick: Quick) -> None:
         own(request.SerializeToString(), SpecOptions())
 
     assert own.held <= 2 * 8 * 2**20 + 8 * 2**20 + 4 * 2**20
+
+
+def test_options_of_callers_are_counted() -> None:
+    """Each of these takes some 30 KiB."""
+    own = Quick(generate)
+    wire = build_request().SerializeToString()
+    for i in range(400):
+        mappings = tuple(IdMapping(n, 1000 * i + n, 1) for n in range(340))
+        assert own(wire, SpecOptions(uid_mappings=mappings, gid_mappings=mappings))
+
+    assert 10 < len(own._frames) < 100

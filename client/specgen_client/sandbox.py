@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specgen_core import BUILD_GID, BUILD_UID, Request, oci
-from specgen_core.layout import Layout
-from specgen_core.paths import lies_in
+from specgen_core.paths import PathTree, lies_in
 
 from .owners import has_user_namespace, on_host
 from .program import Program, program_of
@@ -81,7 +80,9 @@ class Sandbox:
     ) -> None:
         """Take what the spec is of; without inputs, theirs cannot be known."""
         self._spec, self._inputs, self._copied = spec, inputs, copied
-        self._layout = Layout(request, spec.mounts)
+        # not a Layout: who made the spec may have mounted more, or in another order
+        self._last_at = {mount.destination: n for n, mount in enumerate(spec.mounts)}
+        self._tree = PathTree(self._last_at)
         files = {"/etc/passwd", "/etc/group"}
         files |= {f"/{file.path}" for file in request.additional_files}
         self._laid = files
@@ -136,10 +137,14 @@ class Sandbox:
                 os.close(fd)
         raise CannotKnow(path)
 
+    def _mount_at(self, place: str) -> oci.Mount | None:
+        """Return the mount that a path leads into: the last of those at or above it."""
+        found = [self._last_at[at] for at in self._tree.at_or_above(place)]
+        return self._spec.mounts[max(found)] if found else None
+
     def _open(self, place: str) -> int | None:
         """Open what lies at a path without links in it; None is a directory made for the build."""
-        number = self._layout.seen_at(place)
-        mount = None if number is None else self._layout.mounts[number]
+        mount = self._mount_at(place)
         if mount is None or mount.source.startswith("scratch/") or mount.destination == "/tmp":
             if place in self._laid:
                 raise CannotKnow(place)
@@ -177,8 +182,8 @@ class Sandbox:
         return str(source)
 
     def _file(self, place: str, fd: int, status: os.stat_result) -> File:
-        number = self._layout.seen_at(place)
-        of_host = number is not None and self._layout.mounts[number].source.startswith("/")
+        mount = self._mount_at(place)
+        of_host = mount is not None and mount.source.startswith("/")
         copied = self._copied and not of_host
         is_file = stat.S_ISREG(status.st_mode)
         return File(

@@ -1,7 +1,7 @@
 """The domain: a build request and options in, an OCI runtime spec out.
 
 Pure: it imports no grpc, does no I/O and reads nothing of the host. Read it in the order
-request, reading, options, spec, layout, skeleton, diagnostics, answer::
+request, reading, elements, options, spec, layout, skeleton, diagnostics, answer::
 
     request = read_request(wire_bytes)
     spec = make_spec(request, SpecOptions(rootless=False))

@@ -123,10 +123,10 @@ _PLAIN_SIZES = frozenset(range(len(b"..") + 1, _NAME_BYTES + 1))
 _DIGEST_SIZES = frozenset((_DIGEST_BYTES,))
 
 
-def _plain_inputs(nodes: Iterable[Node]) -> _NamesAndKinds | None:
+def _plain_inputs(nodes: Sequence[Node]) -> _NamesAndKinds | None:
     """Read nodes that plainly break no rule, all together; None where each is to be looked at.
 
-    There may be thousands: this takes two thirds of the time that looking at each does.
+    There may be thousands: this takes half of the time that looking at each does.
     """
     kind_of = Node.WhichOneof
     kinds = [kind_of(node, "node") for node in nodes]
@@ -134,8 +134,10 @@ def _plain_inputs(nodes: Iterable[Node]) -> _NamesAndKinds | None:
         return None
     named = [*map(getattr, nodes, kinds)]
     encoded = [one.name for one in named]
+    if not _PLAIN_SIZES.issuperset(map(len, encoded)):
+        return None
     joined = _decoded(b"/".join(encoded))
-    if joined is None or "\0" in joined or not _PLAIN_SIZES.issuperset(map(len, encoded)):
+    if joined is None or "\0" in joined:
         return None
     names = joined.split("/")
     digests = [one.digest for one in named]
@@ -165,15 +167,16 @@ def read_variable(variable: BuildRequest.EnvVar, i: int, broken: Violations) -> 
         broken.add(f"environment_vars[{i}]", why)
         return None
     key, encoded = variable.key, variable.value
-    value = _decoded(encoded)
     for problem in _key_problems(key):
         broken.add(f"environment_vars[{i}].key", problem)
     if _NUL in encoded:
         broken.add(f"environment_vars[{i}].value", NO_NUL)
-    if value is None:
-        at = f"must be UTF-8, is not at byte {_valid_bytes(encoded)}"
+    try:
+        value = encoded.decode()
+    except UnicodeDecodeError as error:
+        value, at = "", f"must be UTF-8, is not at byte {error.start}"
         broken.add(f"environment_vars[{i}].value", at)
-    return EnvVar(key, value or "")
+    return EnvVar(key, value)
 
 
 def _key_problems(key: str) -> list[str]:
@@ -193,12 +196,3 @@ def _decoded(text: bytes) -> str | None:
         return text.decode()
     except UnicodeDecodeError:
         return None
-
-
-def _valid_bytes(text: bytes) -> int:
-    """Return how many bytes of a text are UTF-8, up to the first that is not."""
-    try:
-        text.decode()
-    except UnicodeDecodeError as error:
-        return error.start
-    return len(text)

@@ -60,7 +60,7 @@ class Layout:
 
         Without parts, it is all mounts.
         """
-        if parts and not any(parts):
+        if (parts and not any(parts)) or len(path) > _PATH_BYTES:
             return []
         if parts == (self.inputs,):
             return self._inputs_over(path)
@@ -76,6 +76,8 @@ class Layout:
 
         With ``before``, as it is when so many have been mounted; None where none is.
         """
+        if len(path) > _PATH_BYTES:
+            return None
         found = self._last_at_or_above(path)
         if before is not None:
             same = (self._same.get(number, (number,)) for number in found)
@@ -85,14 +87,12 @@ class Layout:
 
     def _last_at_or_above(self, path: str) -> list[int]:
         """Return of each place at or above a path the last mount."""
-        if len(path) > _PATH_BYTES:
-            return []
         found = [self._last_at[place] for place in self._tree.at_or_above(path)]
         return found + self._inputs_over(path)
 
     def _inputs_over(self, path: str) -> list[int]:
         """Return the input at or above a path, if there is one: they are sorted by their names."""
-        if not path.startswith(self._in_inputs) or len(path) > _PATH_BYTES:
+        if not path.startswith(self._in_inputs):
             return []
         end = path.find("/", len(self._in_inputs))
         place = path if end < 0 else path[:end]

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import msgspec
@@ -78,7 +77,7 @@ class Violations:
         if len(self._kept) < _MOST_KEPT:
             self._kept.append(Violation(field, description))
 
-    def check_sorted(self, field: str, keys: Sequence[str], *, by: str = "") -> None:
+    def check_sorted(self, field: str, keys: list[str], *, by: str = "") -> None:
         """A list MUST be sorted by bytes; UTF-8 sorts as its code points do."""
         if keys != sorted(keys):
             before, after = next(pair for pair in pairwise(keys) if pair[0] > pair[1])

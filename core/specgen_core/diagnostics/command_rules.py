@@ -18,7 +18,7 @@ RULES = Rules()
 _ARG_BYTES = 128 * 1024  # execve(2), "Limits on size of arguments": MAX_ARG_STRLEN, NUL included
 _ARGS_BYTES = 2 * 1024 * 1024  # a quarter of the usual 8 MiB of stack
 _POINTER = 8
-_HOME = "HOME=/"
+_HOME_BYTES = len("HOME=/") + 1 + _POINTER
 
 
 def _sizes(build: Build) -> Iterator[tuple[str, int]]:
@@ -31,8 +31,9 @@ def _sizes(build: Build) -> Iterator[tuple[str, int]]:
 
 def _most_bytes(build: Build) -> int:
     """Return a number of bytes that arguments and environment do not take more than."""
-    texts = (*build.spec.process.args, *build.spec.process.env)
-    return sum(map(len, texts)) * MOST_BYTES_A_CHARACTER + len(texts) * (_POINTER + 1)
+    process = build.spec.process
+    chars = sum(map(len, process.args)) + sum(map(len, process.env))
+    return chars * MOST_BYTES_A_CHARACTER + (len(process.args) + len(process.env)) * (_POINTER + 1)
 
 
 @RULES.add(
@@ -60,11 +61,11 @@ def _argument_too_long(build: Build) -> Findings:
 )
 def _arguments_too_long(build: Build) -> Findings:
     """Arguments and environment, with a pointer and a NUL each, take more than 2 MiB."""
-    if 2 * _most_bytes(build) + len(_HOME) <= _ARGS_BYTES:
+    if 2 * _most_bytes(build) + _HOME_BYTES <= _ARGS_BYTES:
         return
     total = len(build.request.command_args[0].encode()) + 1  # the file name, once more
     if not any(variable.key == "HOME" for variable in build.request.environment):
-        total += len(_HOME) + 1 + _POINTER  # both runtimes add it
+        total += _HOME_BYTES  # both runtimes add it
     total += sum(size + _POINTER for _, size in _sizes(build))
     if total > _ARGS_BYTES:
         yield "command_args", {"total": total}

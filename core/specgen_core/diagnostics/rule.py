@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
@@ -45,12 +46,12 @@ class Build:
         layout, files = self.layout, self.request.additional_files
         before, of_host = range(layout.inputs.start), (*layout.ro_paths, *layout.host_files)
         made = [*map(layout.place, before), self.working_dir, *(f"/{file.path}" for file in files)]
-        places = [*map(layout.place, of_host)]
-        lain_in = {n for place in (*made, *places) for n in layout.over(place, layout.inputs)}
+        mounted = [*map(layout.place, of_host)]
+        lain_in = {n for place in (*made, *mounted) for n in layout.over(place, layout.inputs)}
         first = layout.inputs[:1]
-        made += map(layout.place, first)
-        if not (files or lain_in or _any_lies_in(made, places)):
-            return []  # as of most builds: nothing lies where a file may be
+        may_be_files = [*mounted, *map(layout.place, first)]
+        if not (files or lain_in or _any_lies_in(made, may_be_files)):
+            return []  # as of most builds
         numbers = sorted({*before, *first, *lain_in, *of_host})
         return Skeleton(self.request, layout, numbers).conflicts
 
@@ -67,9 +68,12 @@ class Build:
 
 def _any_lies_in(directories: Iterable[str], files: Iterable[str]) -> bool:
     """Whether any of the paths lies at or in one of the files, or a file in another."""
-    tops = tuple(sorted({f"{path.rstrip('/')}/" for path in files}))
-    in_another = any(map(str.startswith, tops[1:], tops))  # it comes right after the one it is in
-    return in_another or any(f"{path}/".startswith(tops) for path in directories)
+    tops = sorted({f"{path.rstrip('/')}/" for path in files})
+    if any(map(str.startswith, tops[1:], tops)):  # what lies in one comes right after it
+        return True
+    paths = [f"{path}/" for path in directories]
+    behind = [bisect_right(tops, path) for path in paths]
+    return any(i and path.startswith(tops[i - 1]) for path, i in zip(paths, behind))
 
 
 Findings: TypeAlias = Iterator[tuple[str, dict[str, Any]]]

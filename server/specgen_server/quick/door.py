@@ -25,6 +25,8 @@ __all__ = ["Quick"]
 
 _MOST_BYTES = 128 * 1024  # beyond, an argument may be too long
 
+_LONGEST_DIRECTORY = 4095  # bytes: nothing is mounted in longer ones
+
 _MiB = 1 << 20
 _OF_INPUTS = 8 * _MiB  # for each inputs_dir
 _DIRECTORIES = 2  # one more than most servers see
@@ -85,7 +87,7 @@ class Quick:
             view = _View.FromString(wire)
             inputs_dir = view.inputs_dir
             elements = view.inputs[:]
-            if len(elements) > MOST_INPUTS:
+            if len(elements) > MOST_INPUTS or len(inputs_dir) > _LONGEST_DIRECTORY:
                 return None
             # what is known, map and __getitem__ look up in C
             inputs = dict(map(self._inputs[inputs_dir].__getitem__, elements))

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 from specgen.v1.specgen_pb2 import SpecJSON
 from specgen_core import SpecOptions, oci
-from specgen_core.paths import lies_in
+from specgen_core.paths import lies_in, path_problems
 from specgen_core.spec import input_mounts
 from tvix.build.protos.build_pb2 import BuildRequest
 from tvix.castore.protos.castore_pb2 import Node
@@ -34,6 +34,9 @@ class NotRoutineError(Exception):
     """The plain way must look at it."""
 
 
+_OBJECTS_OVER_JSON = 4  # in memory, id mappings take so many times what their JSON does
+
+
 class FrameKey(NamedTuple):
     """What an answer's frame hangs on."""
 
@@ -54,10 +57,11 @@ class FrameKey(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many bytes are in it, about; options are the server's own, or as small."""
+        """How many bytes are in it, about."""
         lists = (self.scratch_paths, self.constraints, self.outputs, self.named_inputs)
         texts = (self.working_dir, self.inputs_dir, self.command, self.watched)
-        return sum(map(len, chain(texts, *lists)))
+        options = len(oci.encode(self.options)) * _OBJECTS_OVER_JSON
+        return sum(map(len, chain(texts, *lists))) + options
 
 
 class Frame(NamedTuple):
@@ -101,6 +105,8 @@ def make_frame(key: FrameKey, plain: Plain) -> Frame:
             refuses this.
     """
     mark = f"/{key.inputs_dir}/{_INPUT.file.name.decode()}"
+    if path_problems(key.command, absolute=True):
+        raise NotRoutineError  # it leads where it does not seem to
     if any(lies_in(path, mark) for path in (key.command, *(f"/{path}" for path in key.outputs))):
         raise NotRoutineError  # it leads into what is no input of the request
     marked = BuildRequest(
@@ -119,6 +125,8 @@ def make_frame(key: FrameKey, plain: Plain) -> Frame:
     try:
         for occurrence in key.constraints:
             marked.constraints.MergeFromString(occurrence)
+        if len((*key.scratch_paths, *marked.constraints.available_ro_paths)) > _MOST_PATHS:
+            raise NotRoutineError
         answer = plain(marked, key.options)
     except Exception:
         raise NotRoutineError from None
@@ -155,6 +163,7 @@ def make_frame(key: FrameKey, plain: Plain) -> Frame:
     )
 
 
+_MOST_PATHS = 100  # of a routine request: each may lie in each
 _ROOM = 64  # for the files that a runtime itself has open
 
 
