@@ -15,6 +15,8 @@ from typing import Any, cast
 
 import grpc
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from raw_http2 import connected
 from support import build_request, running_server
 from test_service import UNARY, Answer, Socket, ended, own_server
@@ -107,6 +109,16 @@ def test_the_poller_is_chosen_unless_the_operator_has(given: str | None, holds: 
     )
     chosen = "-event_engine_listener,-event_engine_client"
     assert run.stdout.strip() == (chosen if holds else given)
+
+
+def test_nothing_of_grpc_runs_around_a_fork() -> None:
+    """Python forks where it cannot start a process otherwise, and gRPC would hang or abort."""
+    program = "import os, specgen_server.rpc; print(os.environ['GRPC_ENABLE_FORK_SUPPORT'])"
+    for given in ({}, {"GRPC_ENABLE_FORK_SUPPORT": "1"}):
+        run = subprocess.run(
+            [sys.executable, "-c", program], env=given, capture_output=True, text=True, check=True
+        )
+        assert run.stdout.strip() == (given or {"": "0"}).popitem()[1]
 
 
 # --- a server that works on what it is told to ------------------------------------------
@@ -240,6 +252,49 @@ class Told:
         self.said.append(f"send {self.name}{answer.decode()}")
 
 
+def odd(size: int = 0) -> BuildRequest:
+    """Return a request that is not routine."""
+    return build_request(additional_files=[{"path": "build/a", "contents": b"x" * size}])
+
+
+def many_paths() -> BuildRequest:
+    """Return a small request that takes long: each of its paths is looked at by many rules."""
+    return build_request(scratch_paths=[f"p{i:03}" for i in range(200)], outputs=[])
+
+
+@pytest.mark.parametrize(
+    ("bulk", "thread"),
+    [
+        pytest.param(
+            [build_request(additional_files=[{"path": "build/a"}])], "call-lane", id="odd"
+        ),
+        pytest.param([many_paths()], "large", id="paths"),
+        pytest.param([odd(20_000)], "large", id="bytes"),
+        pytest.param([build_request(), many_paths()], "large", id="one_of_two"),
+    ],
+)
+def test_what_takes_long_is_left_to_a_helper(
+    bulk: list[BuildRequest], thread: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However small it is; and its builds are counted once."""
+    threads = []
+
+    def answered(request: Request, options: SpecOptions) -> bytes:
+        threads.append(threading.current_thread().name)
+        return answer_bytes(request, options)
+
+    records: list[CallRecord] = []
+    with own_server(LANE, records) as (channel, _):
+        assert Socket(channel).unary(build_request()).code is grpc.StatusCode.OK  # now it is known
+        monkeypatch.setattr(specgen_server.rpc.service, "answer_bytes", answered)
+        assert Socket(channel).unary(bulk[-1]).code is grpc.StatusCode.OK
+        answer = Socket(channel).bulk([GenerateSpecsRequest(requests=bulk)])
+        assert [one.HasField("spec") for one in answer.responses[0].results] == [True] * len(bulk)
+        wait_until(lambda: len(records) == 3, "all recorded")
+    assert {*threads} == {thread}
+    assert [record.builds for record in records] == [1, 1, len(bulk)]
+
+
 def test_answers_made_together_are_sent_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """But none waits long for the others."""
     clock, said = [0.0], list[str]()
@@ -356,6 +411,7 @@ def test_a_large_message_that_comes_after_the_end_is_not_begun() -> None:
 
 @contextmanager
 def full(monkeypatch: pytest.MonkeyPatch, *, patience: float) -> Iterator[tuple[Socket, Any]]:
+    """Run a server that has all the calls that it takes."""
     monkeypatch.setattr(lane, "_MOST_OPEN", 4)
     monkeypatch.setattr(lane, "_PATIENCE", patience)
     with own_server(LANE) as (channel, server):
@@ -395,6 +451,8 @@ def test_calls_that_have_just_come_do_not_give_way(monkeypatch: pytest.MonkeyPat
     with full(monkeypatch, patience=60.0) as (socket, stalled):
         assert socket.unary(build_request()).code is EXHAUSTED
         assert not any(call.done() for call in stalled)
+        health = HealthStub(socket.channel).Check(HealthCheckRequest(), timeout=SECONDS)
+        assert health.status == HealthCheckResponse.SERVING
 
 
 @pytest.mark.parametrize("patience", [0.0, 30.0])

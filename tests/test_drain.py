@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -17,6 +18,7 @@ from test_workers import wait_until
 from specgen.v1.specgen_pb2 import GenerateSpecsRequest
 from specgen.v1.specgen_pb2_grpc import SpecServiceStub
 from specgen_client import SpecClient, SpecgenError
+from specgen_server.rpc.lingering import is_read
 
 
 class OpenStream:
@@ -166,3 +168,14 @@ def test_callers_move_to_another_server(tmp_path: Path, way: str) -> None:
             time.sleep(0.005)
         assert one.process.wait(10) == 0
         assert two.process.poll() is None
+
+
+def test_what_the_kernel_holds_may_not_be_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a descriptor to look with, or without /proc, a drain goes on."""
+
+    def fails(_: Path) -> Any:
+        raise OSError
+
+    monkeypatch.setattr(Path, "iterdir", fails)
+
+    assert is_read(time.perf_counter() - 10)

@@ -203,7 +203,7 @@ def test_answers_beyond_the_limit_are_refused_before_they_are_made(
 
     wire = build_request(**fields).SerializeToString()
     monkeypatch.setattr(specgen_server.rpc.service, "answer_bytes", made)
-    call = Mock(record=CallRecord("GenerateSpec"), metadata=())
+    call = Mock(record=CallRecord("GenerateSpec"), metadata=(), others_wait=False)
 
     with pytest.raises(TooLarge, match="this server sends at most 50000 "):
         SpecService(limits=MessageLimits(max_message_bytes=50_000), quick=False).generate_spec(
@@ -245,7 +245,7 @@ def test_which_bulk_messages_are_light(builds: list[int], extra: bytes, light: b
 
 def test_the_size_of_a_bulk_answer_is_counted_to_the_byte() -> None:
     wire = GenerateSpecsRequest(requests=[build_request()] * 3).SerializeToString()
-    call = Mock(record=CallRecord("GenerateSpecs"), metadata=())
+    call = Mock(record=CallRecord("GenerateSpecs"), metadata=(), others_wait=False)
     size = len(SpecService().generate_specs(wire, call))
 
     exact = SpecService(limits=MessageLimits(max_message_bytes=size))

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from support import build_request, file, running_server
 from test_workers import children, start, wait_until
 
+from servers import resident
 from specgen.v1.specgen_pb2 import SpecOptions
 from specgen_client import RequestRefused, SpecClient
 
@@ -167,3 +168,20 @@ def test_a_connection_that_says_nothing_ends(tmp_path: Path, unused_address: str
     ):
         assert idle.recv(1) == b""
         assert "Traceback" not in server.log.read_text()
+
+
+def test_headers_without_end_are_not_kept(tmp_path: Path, unused_address: str) -> None:
+    flags = ("--workers", "1", "--metrics", unused_address)
+    host, _, port = unused_address.rpartition(":")
+    with (
+        running_server("127.0.0.1:0", tmp_path / "log", *flags) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        assert scrape(unused_address)
+        before = resident(server.process.pid)
+        for _ in range(16):
+            end = stack.enter_context(socket.create_connection((host, int(port)), 10))
+            with contextlib.suppress(OSError):  # it is closed meanwhile
+                end.sendall(b"GET /metrics HTTP/1.1\r\n" + (b"X: " + b"x" * 60_000 + b"\r\n") * 95)
+        assert scrape(unused_address)
+        assert resident(server.process.pid) < before + 30 * 2**20

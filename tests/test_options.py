@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import click
 import pytest
 from support import build_request
 
+from specgen_commands.option_flags import FiniteRange
 from specgen_core import IdMapping, InvalidRequest, Nofile, Resources, SpecOptions
 from specgen_core.answer import generate
 
@@ -325,3 +327,9 @@ def test_namespaces_in_the_spec(options: SpecOptions, expected: list[str]) -> No
     namespaces = spec(options)["linux"]["namespaces"]
 
     assert [namespace["type"] for namespace in namespaces] == expected
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-nan", "1e999"])
+def test_what_is_no_number_is_in_no_range(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        FiniteRange(min=0).convert(text, None, None)

@@ -106,6 +106,7 @@ class InProcess:
 
 class Socket:
     def __init__(self, channel: grpc.Channel) -> None:
+        self.channel = channel
         self._stub = SpecServiceStub(channel)
 
     def unary(self, request: BuildRequest, metadata: Metadata = ()) -> Answer:

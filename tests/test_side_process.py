@@ -26,7 +26,7 @@ from test_workers import wait_until
 from servers import children
 from specgen.v1.specgen_pb2 import GenerateSpecsRequest
 from specgen_core import SpecOptions, generate
-from specgen_server.rpc.errors import Refused, SideProcessDied, status_of
+from specgen_server.rpc.errors import CallerGone, Refused, SideProcessDied, status_of
 from specgen_server.rpc.server import Server
 from specgen_server.rpc.side_process import VERY_LARGE, SideProcess, parent
 from specgen_server.rpc.side_process.__main__ import answered
@@ -280,6 +280,33 @@ def test_a_caller_who_leaves_is_not_worked_for(
     with pytest.raises(Refused) as refused:
         asked.is_asked(very_large().SerializeToString(), is_active=lambda: False)
     assert status_of(refused.value).code is grpc.StatusCode.CANCELLED
+
+
+def test_a_long_answer_that_nobody_waits_for_ends_it(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(parent, "_LOOK_EVERY", 0.0)
+    monkeypatch.setattr(parent, "_LONGEST_IN_VAIN", 0.0)
+    with pytest.raises(CallerGone):
+        asked.is_asked(very_large().SerializeToString(), is_active=lambda: False)
+    assert "side process: nobody waits for its answer (SIGKILL)" in caplog.text
+    asked.wait_until_ready()  # another one
+
+
+def test_one_that_hangs_at_its_start_is_ended(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def start(*_: Any, **__: Any) -> Any:
+        return subprocess.Popen(("sleep", "60"))
+
+    monkeypatch.setattr(parent.child_process, "start", start)
+    monkeypatch.setattr(parent, "_LONGEST_START", 0.0)
+    side = SideProcess(SETTINGS)
+    assert not side.is_ready()
+    pid = side._running._process.pid  # type: ignore[union-attr]
+    assert not side.is_ready()
+    assert "side process: it does not start (SIGKILL)" in caplog.text
+    assert not Path(f"/proc/{pid}").exists()
 
 
 def test_unexpected_errors_are_logged_there(caplog: pytest.LogCaptureFixture) -> None:

@@ -165,7 +165,9 @@ def test_the_base_stays_within_its_limit_under_a_flood(tmp_path: Path) -> None:
 @pytest.mark.parametrize("build", [build_request(), build_request(command_args=[])])
 def test_a_stream_keeps_nothing_of_its_builds(build: BuildRequest) -> None:
     """However long it goes on, and whether they are sound or refused."""
-    call = SimpleNamespace(record=CallRecord("GenerateSpecs"), metadata=(), is_active=lambda: True)
+    call = SimpleNamespace(
+        record=CallRecord("GenerateSpecs"), metadata=(), is_active=lambda: True, others_wait=False
+    )
     service = SpecService()
     message = GenerateSpecsRequest(requests=[build] * 50).SerializeToString()
     service.generate_specs(message, call)  # what is kept once

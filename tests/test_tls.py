@@ -23,6 +23,8 @@ from support import RunningServer, build_request, require_program, running_serve
 from test_workers import children, start, wait_until
 
 from specgen_client import ServerUnavailable, SpecClient, SpecgenError, Tls
+from specgen_server import tls_files
+from specgen_server.rpc import credentials
 from specgen_server.tls_files import CredentialsError, TlsFiles
 
 
@@ -430,3 +432,21 @@ def test_an_empty_name_of_a_file(monkeypatch: pytest.MonkeyPatch, how: str, name
     ended = start("--listen", "127.0.0.1:0", *flags)
     assert ended.returncode == 2
     assert "is empty" in ended.stderr
+
+
+def test_a_change_of_mode_is_a_change(tmp_path: Path) -> None:
+    """A key that could not be read is tried again after chmod(1)."""
+    path = tmp_path / "key.pem"
+    path.touch(0o000)
+    before = credentials._stamp(str(path))
+    time.sleep(0.01)
+    path.chmod(0o644)
+
+    assert credentials._stamp(str(path)) != before
+
+
+def test_certificates_without_end_are_found_in_linear_time() -> None:
+    """One pass over the text finds none of them: no part of it is looked at for each."""
+    text = "-----BEGIN CERTIFICATE-----\nAAAA\n" * 100_000
+
+    assert tls_files._CERTIFICATE.findall(text) == []

@@ -84,3 +84,26 @@ def test_nothing_is_sent_where_it_is_switched_off(
             client.generate(build_request())
         threading.Event().wait(0.5)
     assert collector.spans == []
+
+
+def test_the_spans_of_the_last_seconds_are_sent(
+    tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "60000")
+    with running_server("127.0.0.1:0", tmp_path / "log", "--workers", "1") as server:
+        with SpecClient(server.address) as client:
+            client.generate(build_request())
+        assert collector.spans == []
+    assert len(collector.spans) == 1
+
+
+def test_a_propagator_that_is_not_there(
+    tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
+    monkeypatch.setenv("OTEL_PROPAGATORS", "nonesuch")
+    with running_server("127.0.0.1:0", tmp_path / "log", "--workers", "1") as server:
+        with SpecClient(server.address) as client:
+            assert client.generate(build_request()).json
+        assert "warning: no tracing: " in server.log.read_text()

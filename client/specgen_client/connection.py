@@ -10,6 +10,7 @@ from typing import Any, TypedDict, TypeVar
 
 import click
 
+from specgen_commands.option_flags import FiniteRange
 from specgen_commands.server_address import BadAddress, check_server_address, host_and_port
 
 from . import client as stub
@@ -65,7 +66,7 @@ def connection_flags(command: F) -> F:
         click.option("--tls", is_flag=True, help="Use TLS, and trust the system's CAs."),
         click.option(
             "--timeout",
-            type=click.FloatRange(min=0, min_open=True),
+            type=FiniteRange(min=0, min_open=True),
             help=f"Seconds to wait for the server.  [default: {_DEFAULT_TIMEOUT:g}]",
         ),
     ):

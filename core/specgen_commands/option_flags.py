@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from math import isfinite
 from typing import Any, TypeVar, cast, get_args
 
 import click
@@ -16,6 +17,7 @@ from .host_ids import NoSubordinateIds, host_id_mappings
 
 __all__ = [
     "DEFAULTS_WITH_SERVER",
+    "FiniteRange",
     "given_options",
     "spec_flags",
     "spec_flags_with",
@@ -75,6 +77,19 @@ class _BytesType(click.ParamType[int]):
         if not found:
             self.fail(f"{value!r} is not a number of bytes such as 512M", param, ctx)
         return int(found[1]) * _UNITS[found[2]]
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range; click takes nan for one in each."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number."""
+        number: float = super().convert(value, param, ctx)
+        if not isfinite(number):
+            self.fail(f"{value} is no number.", param, ctx)
+        return number
 
 
 _DEFAULTS = {
@@ -189,7 +204,7 @@ def _flags(default: Mapping[str, str]) -> tuple[Callable[[F], F], ...]:
         ),
         click.option(
             "--cpus",
-            type=click.FloatRange(min=0.01, max=10_000),
+            type=FiniteRange(min=0.01, max=10_000),
             help="How much CPU time the build may use, in CPUs, such as 1.5.",
         ),
         click.option(

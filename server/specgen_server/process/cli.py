@@ -11,7 +11,7 @@ from typing import Any
 import click
 import msgspec
 
-from specgen_commands.option_flags import given_options, spec_flags, spec_options
+from specgen_commands.option_flags import FiniteRange, given_options, spec_flags, spec_options
 
 from ..addresses import AddressError, reserve, unix_path, without_twins
 from ..policy import Policy
@@ -61,7 +61,7 @@ def _file(_: click.Context, param: click.Parameter, value: str | None) -> str | 
     return value
 
 
-_SECONDS = click.FloatRange(min=0, max=7 * 86_400)
+_SECONDS = FiniteRange(min=0, max=7 * 86_400)
 _ELEMENTS = click.IntRange(min=1, max=10_000_000)
 _CALLS = click.IntRange(min=1, max=10_000)
 _FILE = click.Path(dir_okay=False)

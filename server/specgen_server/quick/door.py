@@ -25,6 +25,11 @@ __all__ = ["Quick"]
 
 _MOST_BYTES = 128 * 1024  # beyond, an argument may be too long
 
+# Beyond, it would take long; others may wait for the answer.
+_MOST_VARIABLES = 1000
+_MOST_OUTPUTS = 100
+_MOST_OCCURRENCES = 4  # of constraints, which are joined
+
 _LONGEST_DIRECTORY = 4095  # bytes: nothing is mounted in longer ones
 
 _MiB = 1 << 20
@@ -91,12 +96,17 @@ class Quick:
                 return None
             # what is known, map and __getitem__ look up in C
             inputs = dict(map(self._inputs[inputs_dir].__getitem__, elements))
-            variables = [*map(self._variables.__getitem__, view.environment_vars[:])]
+            of_variables = view.environment_vars[:]
+            if len(of_variables) > _MOST_VARIABLES:
+                return None
+            variables = [*map(self._variables.__getitem__, of_variables)]
         except (DecodeError, NotRoutineError):
             return None
         names = [*inputs]
         keys, entries, watched = zip(*variables) if variables else ((), (), ())
         args = view.command_args[:]
+        outputs = view.outputs[:]
+        constraints = view.constraints[:]
         if (
             names != sorted(names)
             or [*keys] != sorted(keys)
@@ -106,9 +116,10 @@ class Quick:
             or "\0" in "".join(args)
             or not args[0].startswith("/")
             or view.additional_files
+            or len(outputs) > _MOST_OUTPUTS
+            or len(constraints) > _MOST_OCCURRENCES
         ):
             return None
-        outputs = view.outputs[:]
         scratch_paths = tuple(view.scratch_paths[:])
         named = _inputs_of(args[:1], inputs_dir, names)
         of_outputs = _inputs_of([f"/{path}" for path in outputs], inputs_dir, names)
@@ -118,7 +129,7 @@ class Quick:
             view.working_dir,
             inputs_dir,
             scratch_paths,
-            tuple(view.constraints[:]),
+            tuple(constraints),
             args[0],
             tuple(outputs) if of_outputs else (),
             tuple([elements[i] for i in named]),

@@ -127,6 +127,11 @@ class Calls:
             call.span = self._tracer.begin(method, metadata)
         return call
 
+    def close(self) -> None:
+        """Hand on what is known of calls that have ended."""
+        if self._tracer:
+            self._tracer.flush()
+
     def end(self, call: CallRecord, code: grpc.StatusCode) -> None:
         """Enter it into the accounts."""
         call.ended = time.time()

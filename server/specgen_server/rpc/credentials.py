@@ -88,16 +88,19 @@ class _Reload:
             logger.info("read a new certificate from %s", self._files.cert)
             return self.configuration
 
-    def _stamp_now(self) -> list[tuple[int, int, int] | None]:
+    def _stamp_now(self) -> list[tuple[int, ...] | None]:
         return [_stamp(path) for path in (self._files.cert, self._files.key, self._files.client_ca)]
 
 
-def _stamp(path: str | None) -> tuple[int, int, int] | None:
+def _stamp(path: str | None) -> tuple[int, ...] | None:
     try:
         status = Path(path).stat() if path else None
     except OSError:
         return None
-    return (status.st_ino, status.st_size, status.st_mtime_ns) if status else None
+    if not status:
+        return None
+    # the last one changes with the mode, too: a file that could not be read may be read now
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _read(files: TlsFiles, *, at_start: bool = False) -> grpc.ServerCertificateConfiguration:

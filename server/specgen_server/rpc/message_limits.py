@@ -20,6 +20,9 @@ __all__ = ["MessageLimits", "is_light_bulk"]
 _FIELDS_TO_ELEMENTS = 4
 """A message may have more fields than elements, but not without end: each takes time."""
 
+_SMALL = 16 * 1024  # bytes
+_FEW_PATHS = 64  # each is looked at by many rules
+
 _LARGE_ANSWER = 8 * 1024 * 1024
 _ANSWER_TO_REQUEST = 4
 """An answer may take 8 MiB, or so many times its request: what it is made of takes no more."""
@@ -40,11 +43,19 @@ class MessageLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_builds: int = 10_000
     """Requests in one message of a bulk call."""
 
-    def check_request(self, wire: bytes) -> None:
-        """Raise TooMany for a BuildRequest with a list that is too long."""
+    def check_request(self, wire: bytes) -> int:
+        """Raise TooMany for a BuildRequest with a list that is too long; else count its paths."""
         counts = self._check(wire, _BUILD_TAGS, _BUILD_LISTS)
+        paths = sum(counts[tag] for tag in _BUILD_PATHS)
         if counts[_CONSTRAINTS]:
-            self._check(_merged(wire, _CONSTRAINTS), _CONSTRAINTS_TAGS, _CONSTRAINTS_LISTS)
+            merged = _merged(wire, _CONSTRAINTS)
+            counts = self._check(merged, _CONSTRAINTS_TAGS, _CONSTRAINTS_LISTS)
+            paths += sum(counts[tag] for tag in _CONSTRAINTS_LISTS)
+        return paths
+
+    def takes_long(self, wire: bytes) -> bool:
+        """Whether the plain way may take more than few milliseconds to answer a BuildRequest."""
+        return len(wire) > _SMALL or self.check_request(wire) > _FEW_PATHS
 
     def check_bulk(self, wire: bytes) -> None:
         """Raise TooMany for a GenerateSpecsRequest with too many builds."""
@@ -115,6 +126,7 @@ _BUILD_LISTS = _lists(
         **dict.fromkeys(("scratch_paths", "outputs", "additional_files"), "max_paths"),
     },
 )
+_BUILD_PATHS = [tag for tag, (_, limit) in _BUILD_LISTS.items() if limit == "max_paths"]
 _CONSTRAINTS = _tag(BuildRequest.CONSTRAINTS_FIELD_NUMBER)
 _CONSTRAINTS_TAGS = _tags(BuildRequest.BuildConstraints.DESCRIPTOR)
 _CONSTRAINTS_LISTS = _lists(

@@ -246,6 +246,7 @@ def _answers(method: Method, wires: Iterator[bytes], call: _Call) -> Iterator[by
 
 
 class _Call:
+    others_wait = False
     """What a method may know of its call."""
 
     def __init__(self, calls: Calls, method: Method, context: grpc.ServicerContext) -> None:

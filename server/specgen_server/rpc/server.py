@@ -35,7 +35,7 @@ class Server:
 
     def __init__(self, settings: Settings, *, enter: Callable[[CallRecord], None]) -> None:
         self._settings = settings
-        calls = Calls(
+        self._calls = Calls(
             enter=enter,
             named_callers=settings.tls is not None and settings.tls.client_ca is not None,
         )
@@ -51,7 +51,7 @@ class Server:
             logger.warning("grpcio lacks what the call lane needs: %s", ", ".join(lacks))
         self.on_lane = settings.call_lane and not lacks
         way = CallLane if self.on_lane else PublicWay
-        self._way = way(calls, methods, settings.max_message_bytes, _options(settings))
+        self._way = way(self._calls, methods, settings.max_message_bytes, _options(settings))
         self.health.when_changed = self._way.answers_changed
         logger.info("calls come in by %s", "the call lane" if self.on_lane else "grpc.server()")
 
@@ -113,6 +113,7 @@ class Server:
     def close(self) -> None:
         """End what does not end by itself."""
         self._side.close()
+        self._calls.close()
 
 
 def spec_service(settings: Settings, side: SideProcess | None = None) -> SpecService:

@@ -31,7 +31,7 @@ from .errors import CallerGone, status_of
 from .message_limits import MessageLimits
 from .side_process import SideProcess
 
-__all__ = ["SERVICE_NAME", "OpenCall", "SpecService"]
+__all__ = ["SERVICE_NAME", "OpenCall", "SpecService", "TakesLonger"]
 
 SERVICE_NAME = specgen_pb2.DESCRIPTOR.services_by_name["SpecService"].full_name
 
@@ -40,10 +40,16 @@ _RESULTS = GenerateSpecsResponse.RESULTS_FIELD_NUMBER
 _SPEC = SpecResult.SPEC_FIELD_NUMBER
 
 
+class TakesLonger(Exception):
+    """To answer takes more than few milliseconds, and others wait: ask again where none do."""
+
+
 class OpenCall(Protocol):
     """What a method may know of the call that it answers."""
 
     record: CallRecord
+    others_wait: bool
+    """Whether other calls wait for this answer: then it must not take long."""
 
     @property
     def metadata(self) -> Iterable[tuple[str, str | bytes]]:
@@ -82,8 +88,9 @@ class SpecService:
             TooMany: a list in the request is longer than this server reads.
             TooLarge: the answer is longer than this server sends.
             CallerGone: nobody waits for the answer any more.
+            TakesLonger: others wait for it, and have to wait for long.
         """
-        return self._spec(wire, self._options_of(call), call)
+        return self._spec(wire, self._options_of(call), call, call.record.note_build)
 
     def generate_specs(self, wire: bytes, call: OpenCall) -> bytes:
         """Answer a GenerateSpecsRequest with a GenerateSpecsResponse, each in its wire form.
@@ -98,6 +105,7 @@ class SpecService:
             Denied: the operator forbids the call's options.
             TooLarge: the answer is longer than this server sends.
             CallerGone: nobody waits for the answer any more.
+            TakesLonger: others wait for it, and have to wait for long.
         """
         defaults = self._options_of(call)
         requests, own_options = self._parts_of(wire)
@@ -109,15 +117,23 @@ class SpecService:
         except Exception as error:
             refused = error  # all builds of this message, and none of the others
         parts: list[bytes] = []
+        noted: list[int] = []
         size = 0
-        for request in requests:
-            if not call.is_active():
-                raise CallerGone
-            head, result = self._result(request, options, call, refused)
-            outer = field_head(_RESULTS, len(head) + len(result))
-            size += len(outer) + len(head) + len(result)
-            self._limits.check_size(size, len(wire))
-            parts += (outer, head, result)
+        try:
+            for request in requests:
+                if not call.is_active():
+                    raise CallerGone
+                head, result = self._result(request, options, call, refused, noted.append)
+                outer = field_head(_RESULTS, len(head) + len(result))
+                size += len(outer) + len(head) + len(result)
+                self._limits.check_size(size, len(wire))
+                parts += (outer, head, result)
+        except TakesLonger:
+            noted.clear()  # it is asked again
+            raise
+        finally:
+            for inputs in noted:
+                call.record.note_build(inputs)
         return b"".join(parts)
 
     def _options_of(self, call: OpenCall) -> SpecOptions:
@@ -126,9 +142,16 @@ class SpecService:
             self._policy.check_overrides(options, self._options, METADATA_KEY)
         return options
 
-    def _spec(self, wire: bytes, options: SpecOptions, call: OpenCall) -> bytes:
-        note_build = call.record.note_build
+    def _spec(
+        self,
+        wire: bytes,
+        options: SpecOptions,
+        call: OpenCall,
+        note_build: Callable[[int], None],
+    ) -> bytes:
         spec = self._quick(wire, options, note_build=note_build) if self._quick else None
+        if spec is None and call.others_wait and self._limits.takes_long(wire):
+            raise TakesLonger
         if spec is None and self._side:
             spec = self._side.answer(wire, options, call.record, call.is_active)
         if spec is None:
@@ -176,14 +199,19 @@ class SpecService:
             raise UnreadableMessage(GenerateSpecsRequest.DESCRIPTOR.full_name) from None
 
     def _result(
-        self, request: bytes, options: SpecOptions, call: OpenCall, refused: Exception | None
+        self,
+        request: bytes,
+        options: SpecOptions,
+        call: OpenCall,
+        refused: Exception | None,
+        note_build: Callable[[int], None],
     ) -> tuple[bytes, bytes]:
         """Return a SpecResult in its wire form, in two parts, to be joined with others."""
         try:
             if refused:
                 raise refused
-            spec = self._spec(request, options, call)
-        except CallerGone:
+            spec = self._spec(request, options, call, note_build)
+        except (CallerGone, TakesLonger):
             raise
         except Exception as error:
             return b"", _error_result(error, call)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc
@@ -12,11 +13,14 @@ import grpc
 from ..rpc.service import SERVICE_NAME
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Span, Tracer
 
 __all__ = ["CallTracer", "call_tracer"]
 
 logger = logging.getLogger(__name__)
+
+_MOST_TO_FLUSH = 2000  # milliseconds
 
 
 def call_tracer() -> CallTracer | None:
@@ -45,10 +49,19 @@ def call_tracer() -> CallTracer | None:
     except ImportError as error:
         logger.warning("no tracing: install tvix-specgen[otel] (%s)", error)
         return None
+    try:  # it looks for what OTEL_PROPAGATORS names
+        import opentelemetry.propagate  # noqa: F401
+    except Exception as error:
+        logger.warning("no tracing: %s", error)
+        return None
     name = os.environ.get("OTEL_SERVICE_NAME", "specgen-server")
     provider = TracerProvider(resource=Resource.create({NAME: name}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    return CallTracer(provider.get_tracer("specgen_server"))
+    return CallTracer(provider.get_tracer("specgen_server"), partial(_flush, provider))
+
+
+def _flush(provider: TracerProvider) -> None:
+    provider.force_flush(_MOST_TO_FLUSH)
 
 
 class CallTracer:
@@ -58,8 +71,10 @@ class CallTracer:
     gRPC looks for on them, such as their thread pool, is lost.
     """
 
-    def __init__(self, tracer: Tracer) -> None:
+    def __init__(self, tracer: Tracer, flush: Callable[[], None]) -> None:
         self._tracer = tracer
+        self.flush = flush
+        """Send the spans of the last seconds, for two seconds at most."""
 
     def begin(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> Span:
         """Begin the span of a call, below the caller's own if its metadata has one."""

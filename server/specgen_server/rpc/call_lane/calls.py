@@ -14,6 +14,7 @@ from ...telemetry.stats import CallRecord
 from ..calls import Limit, Method
 from ..errors import CallerGone, NoMessage, Overloaded, Status, UnknownMethod, status_of
 from ..lingering import LARGE
+from ..service import TakesLonger
 from ..side_process import VERY_LARGE
 from .core import auth_context, close, headers, message, ok, receive, refusal
 
@@ -34,8 +35,18 @@ class Call:
     """
 
     __slots__ = (
-        *("core", "deadline", "holds", "lane", "metadata", "method", "receives", "record"),
-        *("status", "waits_since"),
+        *(
+            "came",
+            "core",
+            "deadline",
+            "holds",
+            "lane",
+            "metadata",
+            "method",
+            "others_wait",
+            "receives",
+        ),
+        *("record", "status", "waits_since"),
         *("_asked_for_close", "_has_headers", "_has_left", "_is_closed", "_stays"),
     )
     very_large_from: float = VERY_LARGE  # the side process answers those
@@ -43,13 +54,15 @@ class Call:
 
     def __init__(self, lane: CallLane, method: Method, event: Any) -> None:
         self.lane = lane
+        self.came = perf_counter()
         self.method = method
         self.core = event.call
         self.metadata = event.invocation_metadata
-        self.deadline = event.call_details.deadline
+        self.deadline = self.came + event.call_details.deadline - time()  # clocks may be set
         self.status: Status | None = None
         self.waits_since = 0.0
         self.receives = False  # a message
+        self.others_wait = False  # for its answer
         self.holds = 0  # bytes of a large answer on its way
         self._stays = True  # the caller, as far as the core has said
         self._asked_for_close = self._is_closed = self._has_headers = self._has_left = False
@@ -65,7 +78,7 @@ class Call:
 
     def is_active(self) -> bool:
         """Return whether somebody still waits for the answer."""
-        return self._stays and time() < self.deadline
+        return self._stays and perf_counter() < self.deadline
 
     def begin(self) -> None:
         """Go on with a call that has just come in."""
@@ -102,7 +115,8 @@ class Call:
 
     def _take(self, wire: bytes) -> None:
         """See to it that a message is answered."""
-        if self.method.is_light(wire):
+        self.others_wait = self.method.is_light(wire)
+        if self.others_wait:
             self.lane.gathered.append((self, wire))
         else:
             self._leave_to_helper(wire)
@@ -112,6 +126,7 @@ class Call:
         return status_of(NoMessage())
 
     def _leave_to_helper(self, wire: bytes) -> None:
+        self.others_wait = False
         limit = self.method.limit
         if self.lane.closing:
             self.finish(status_of(CallerGone()))
@@ -132,8 +147,8 @@ class Call:
         jobs = self.lane.very_large if is_very_large else self.lane.large
         jobs.put((self, wire))
 
-    def answer(self, wire: bytes) -> bytes | Status:
-        """Return the answer to a message, or why there is none."""
+    def answer(self, wire: bytes) -> bytes | Status | None:
+        """Return the answer to a message, or why there is none; None if that takes longer."""
         try:
             if not self.is_active():
                 raise CallerGone
@@ -141,13 +156,18 @@ class Call:
             if len(answer) > LARGE:
                 self.lane.make_room(len(answer))
                 self.holds = len(answer)
+        except TakesLonger:
+            self._leave_to_helper(wire)
+            return None
         except Exception as error:
             return status_of(error, self.record.request_id)
         self.record.response_bytes += len(answer)
         return answer
 
-    def send(self, answer: bytes | Status) -> None:
+    def send(self, answer: bytes | Status | None) -> None:
         """Send what ``answer`` returned."""
+        if answer is None:
+            return
         if isinstance(answer, Status):
             self.finish(answer)
         elif self.holds or self.goes_on:

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import takewhile
 from math import inf
 from queue import SimpleQueue
 from time import perf_counter
@@ -38,6 +39,7 @@ _MOST_RECEIVE = 128  # calls that receive a message for long, and one more for e
 _HOLD_BACK = 0.002  # seconds that a message waits for others to come, and an answer for theirs
 _STAY_AWAKE = 0.00005  # seconds to look for the next call, before sleeping until it comes
 _DO_NOT_WAIT = 0.0  # a deadline that has passed
+_FOR_HEALTH = 256  # more of them
 _PATIENCE = 1.0  # seconds that a call may wait for its client while others need its place
 
 
@@ -259,7 +261,8 @@ class CallLane:
         if not event.success:
             return  # the server stops
         self._request(event.tag, method)
-        is_full = len(self.open) >= _MOST_OPEN
+        # the health of a server that has too many calls can still be asked for
+        is_full = len(self.open) >= _MOST_OPEN + (0 if method.recorded else _FOR_HEALTH)
         call = KINDS[method.kind](self, method, event)
         self.open[call] = None
         if is_full:
@@ -278,7 +281,8 @@ class CallLane:
     def _longest_waiting(self, kind: Callable[[Call], bool] = lambda _: True) -> Call | None:
         """Return the oldest call of a kind that has waited for its client for long."""
         long_ago = perf_counter() - _PATIENCE
-        waiting = (c for c in list(self.open) if 0 < c.waits_since < long_ago and kind(c))
+        long_here = takewhile(lambda call: call.came < long_ago, list(self.open))
+        waiting = (c for c in long_here if 0 < c.waits_since < long_ago and kind(c))
         return next(waiting, None)
 
     def _give_up(self, core: Any) -> None:

@@ -20,7 +20,7 @@ from ... import child_process
 from ...memory import give_back_freed_memory
 from ...settings import Settings
 from ...telemetry.stats import CallRecord
-from ..errors import Refused, SideProcessDied, Status
+from ..errors import CallerGone, Refused, SideProcessDied, Status
 from .link import Job, Link, Mark, Reply
 
 __all__ = ["VERY_LARGE", "SideProcess"]
@@ -36,6 +36,8 @@ _LEAST_SHARE = 0.2
 _CPUCLOCK_SCHED = 2  # with a process' id, as clock_getcpuclockid(3) does, its clock
 _PAUSE = 5.0  # seconds before another one is started
 _LONGEST_PAUSE = 320.0  # where it does not get on, again and again
+_LONGEST_START = 30.0  # seconds
+_LONGEST_IN_VAIN = 5.0  # seconds for an answer that nobody waits for
 _LONGEST_STILL = 1  # seconds in which nothing goes through the socket
 
 
@@ -71,6 +73,7 @@ class SideProcess:
 
         Raises:
             Refused: there is no answer.
+            CallerGone: nobody waits for it any more, for long.
             SideProcessDied: perhaps because of this request, so do not answer it here either.
         """
         if len(wire) <= VERY_LARGE or not self._lock.acquire(blocking=False):
@@ -79,6 +82,9 @@ class SideProcess:
             running = self._ready()
             answer = running.answer(wire, options, record, is_active) if running else None
         except Refused:
+            raise
+        except CallerGone:
+            self._end("nobody waits for its answer")
             raise
         except _DoesNotGetOn:
             self._end("it does not get on")
@@ -96,6 +102,8 @@ class SideProcess:
     def _ready(self) -> _Running | None:
         if self._running and self._running.has_died():
             self._end("it died")
+        elif self._running and self._running.hangs():
+            self._end("it does not start")
         if self._running is None and monotonic() >= self._start_at:
             try:
                 self._running = _Running(self._settings)
@@ -137,11 +145,16 @@ class _Running:
         self._replies.register(ours, select.POLLIN)
         self._number = 0
         self._is_ready = False
+        self._is_late_from = monotonic() + _LONGEST_START
 
     def has_died(self) -> bool:
         """Return whether it has ended, or is about to: it says nothing unless asked."""
         speaks_up = self._is_ready and bool(self._replies.poll(0))
         return speaks_up or self._process.poll() is not None
+
+    def hangs(self) -> bool:
+        """Return whether it is still not ready, after a time that suffices for all."""
+        return not self.is_ready() and monotonic() > self._is_late_from
 
     def is_ready(self) -> bool:
         """Return whether it has said that it takes messages."""
@@ -178,9 +191,13 @@ class _Running:
     def _wait(self, is_active: Callable[[], bool]) -> None:
         """Wait for a reply, as long as the process has its share of the processors' time."""
         looks, had = 0, self._processor_time()
+        gone = 0
         while not self._replies.poll(_LOOK_EVERY * 1000):
             if not is_active():
                 self._given_up.set(self._number)
+                gone += 1
+                if gone * _LOOK_EVERY >= _LONGEST_IN_VAIN:
+                    raise CallerGone  # and others are answered in the worker meanwhile
             looks += 1
             if looks * _LOOK_EVERY >= _WINDOW:
                 has = self._processor_time()
