@@ -486,6 +486,29 @@ def test_of_calls_that_send_without_end_the_oldest_gives_way(
         wait_until(lambda: server._way.receiving == 0, "no call left")
 
 
+def test_metadata_and_small_answers_are_bounded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lane, "_MOST_SMALL", 300_000)
+    monkeypatch.setattr(lane, "_PATIENCE", 0.0)
+    metadata = (("x-note", "n" * 6000),)
+    with own_server(LANE) as (channel, server):
+        never = threading.Event()
+        stall = channel.stream_unary(UNARY).future
+        stalled = [
+            stall(_nothing_until(never), timeout=SECONDS, metadata=metadata) for _ in range(20)
+        ]
+        wait_until(lambda: sum(call.done() for call in stalled) >= 8, "some gave way")
+        assert {call.code() for call in stalled if call.done()} == {EXHAUSTED}
+        assert "300000 bytes of metadata and answers are held" in caplog.text
+        never.set()
+        wait_until(lambda: not server._way.open, "no call left")
+        assert server._way.small == 0
+        for _ in range(3):
+            assert Socket(channel).unary(build_request()).code is grpc.StatusCode.OK
+        wait_until(lambda: server._way.small == 0, "nothing held")
+
+
 def test_answers_that_nobody_reads_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lane, "_MOST_HELD", 600_000)
     monkeypatch.setattr(lane, "_PATIENCE", 0.0)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "UNKNOWN", "Call", "Watch"]
 
+_METADATA_TAKES = 5  # times its bytes, in gRPC's core and in Python
+
 _OK = Status(grpc.StatusCode.OK, "", [])
 _NOT_RECEIVED = Status(grpc.StatusCode.RESOURCE_EXHAUSTED, "the message is too large", [])
 
@@ -47,7 +49,7 @@ class Call:
             "receives",
         ),
         *("record", "status", "waits_since"),
-        *("_asked_for_close", "_has_headers", "_has_left", "_is_closed", "_stays"),
+        *("_asked_for_close", "_has_headers", "_has_left", "_is_closed", "_small", "_stays"),
     )
     very_large_from: float = VERY_LARGE  # the side process answers those
     goes_on = False  # after its first answer
@@ -64,6 +66,8 @@ class Call:
         self.receives = False  # a message
         self.others_wait = False  # for its answer
         self.holds = 0  # bytes of a large answer on its way
+        self._small = 0  # bytes of what else it holds, as they count in lane.small
+        self._hold_small(sum([len(value) for _, value in self.metadata]) * _METADATA_TAKES)
         self._stays = True  # the caller, as far as the core has said
         self._asked_for_close = self._is_closed = self._has_headers = self._has_left = False
         if method.recorded:
@@ -72,6 +76,11 @@ class Call:
             )
         else:
             self.record = CallRecord(method.name)
+
+    def _hold_small(self, size: int) -> None:
+        self._small += size
+        with self.lane.counting:
+            self.lane.small += size
 
     def _peer(self) -> str:
         return str(self.core.peer().decode(errors="replace"))
@@ -162,6 +171,8 @@ class Call:
         except Exception as error:
             return status_of(error, self.record.request_id)
         self.record.response_bytes += len(answer)
+        if not self.holds:
+            self._hold_small(len(answer))
         return answer
 
     def send(self, answer: bytes | Status | None) -> None:
@@ -242,6 +253,7 @@ class Call:
             self.lane.calls.end(self.record, grpc.StatusCode.CANCELLED if cut_off else code)
 
     def _release(self) -> None:
+        self._hold_small(-self._small)
         if self.holds:
             self.lane.held.leave(self.holds)
             self.holds = 0

@@ -39,6 +39,7 @@ _MOST_RECEIVE = 128  # calls that receive a message for long, and one more for e
 _HOLD_BACK = 0.002  # seconds that a message waits for others to come, and an answer for theirs
 _STAY_AWAKE = 0.00005  # seconds to look for the next call, before sleeping until it comes
 _DO_NOT_WAIT = 0.0  # a deadline that has passed
+_MOST_SMALL = 64 * 1024 * 1024  # bytes
 _FOR_HEALTH = 256  # more of them
 _PATIENCE = 1.0  # seconds that a call may wait for its client while others need its place
 
@@ -63,6 +64,8 @@ class CallLane:
         self.large: Jobs = SimpleQueue()
         self.very_large: Jobs = SimpleQueue()
         self.held = Limit(max(_MOST_HELD, 4 * max_message_bytes), "bytes of messages are held")
+        self.small = 0  # bytes of metadata and of answers that are not large
+        self.counting = threading.Lock()
         self.receiving = 0  # calls, of whose messages gRPC may hold any part
         self.watching = threading.Lock()
         self.stops = False
@@ -82,6 +85,7 @@ class CallLane:
         self._most_receive = _MOST_RECEIVE + sum(limit.most for limit in at_work)
         self._too_many_receive = Refusals(self._most_receive, "calls send a message")
         self._too_many_open = Refusals(_MOST_OPEN, "calls are open")
+        self._too_much_small = Refusals(_MOST_SMALL, "bytes of metadata and answers are held")
         for method in self._methods:
             self._core.register_method(method.path)
         self._threads = [
@@ -263,10 +267,13 @@ class CallLane:
         self._request(event.tag, method)
         # the health of a server that has too many calls can still be asked for
         is_full = len(self.open) >= _MOST_OPEN + (0 if method.recorded else _FOR_HEALTH)
+        refusals = self._too_many_open
+        if self.small > _MOST_SMALL:
+            is_full, refusals = True, self._too_much_small
         call = KINDS[method.kind](self, method, event)
         self.open[call] = None
         if is_full:
-            error = self._too_many_open.one()
+            error = refusals.one()
             other = self._longest_waiting()
             if not other:
                 call.finish(status_of(error))
