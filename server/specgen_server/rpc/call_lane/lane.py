@@ -40,7 +40,7 @@ _HOLD_BACK = 0.002  # seconds that a message waits for others to come, and an an
 _STAY_AWAKE = 0.00005  # seconds to look for the next call, before sleeping until it comes
 _DO_NOT_WAIT = 0.0  # a deadline that has passed
 _MOST_SMALL = 64 * 1024 * 1024  # bytes
-_FOR_HEALTH = 256  # more of them
+_FOR_HEALTH = 1.5  # times as many, and as much, of all
 _PATIENCE = 1.0  # seconds that a call may wait for its client while others need its place
 
 
@@ -266,9 +266,9 @@ class CallLane:
             return  # the server stops
         self._request(event.tag, method)
         # the health of a server that has too many calls can still be asked for
-        is_full = len(self.open) >= _MOST_OPEN + (0 if method.recorded else _FOR_HEALTH)
-        refusals = self._too_many_open
-        if self.small > _MOST_SMALL:
+        more = 1.0 if method.recorded else _FOR_HEALTH
+        is_full, refusals = len(self.open) >= _MOST_OPEN * more, self._too_many_open
+        if self.small > _MOST_SMALL * more:
             is_full, refusals = True, self._too_much_small
         call = KINDS[method.kind](self, method, event)
         self.open[call] = None
