@@ -98,11 +98,14 @@ def test_the_spans_of_the_last_seconds_are_sent(
     assert len(collector.spans) == 1
 
 
-def test_a_propagator_that_is_not_there(
-    tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "value"), [("OTEL_PROPAGATORS", "nonesuch"), ("OTEL_BSP_MAX_QUEUE_SIZE", "10")]
+)
+def test_variables_that_cannot_be_used(
+    name: str, value: str, tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
-    monkeypatch.setenv("OTEL_PROPAGATORS", "nonesuch")
+    monkeypatch.setenv(name, value)
     with running_server("127.0.0.1:0", tmp_path / "log", "--workers", "1") as server:
         with SpecClient(server.address) as client:
             assert client.generate(build_request()).json

@@ -49,14 +49,15 @@ def call_tracer() -> CallTracer | None:
     except ImportError as error:
         logger.warning("no tracing: install tvix-specgen[otel] (%s)", error)
         return None
-    try:  # it looks for what OTEL_PROPAGATORS names
+    name = os.environ.get("OTEL_SERVICE_NAME", "specgen-server")
+    try:  # what the variables say may be unusable
         import opentelemetry.propagate  # noqa: F401
+
+        provider = TracerProvider(resource=Resource.create({NAME: name}))
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     except Exception as error:
         logger.warning("no tracing: %s", error)
         return None
-    name = os.environ.get("OTEL_SERVICE_NAME", "specgen-server")
-    provider = TracerProvider(resource=Resource.create({NAME: name}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return CallTracer(provider.get_tracer("specgen_server"), partial(_flush, provider))
 
 
