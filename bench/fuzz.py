@@ -95,7 +95,12 @@ def in_process(messages: int, rng: random.Random) -> tuple[Counter[grpc.StatusCo
     # Without quick, whose pieces would fill up for millions of messages yet: a leak would not
     # show beside that.
     service = SpecService(quick=False)
-    call = SimpleNamespace(metadata=(), record=CallRecord("GenerateSpec"), is_active=lambda: True)
+    call = SimpleNamespace(
+        metadata=(),
+        record=CallRecord("GenerateSpec"),
+        others_wait=False,
+        is_active=lambda: True,
+    )
 
     def send(message: bytes) -> grpc.StatusCode:
         try:
