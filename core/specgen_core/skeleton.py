@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import msgspec
 
 from .layout import Layout
-from .paths import path_key
+from .paths import lies_in, path_key
 from .request import Request
 from .spec import BUILD_GID, BUILD_UID
 
@@ -76,9 +76,8 @@ class Skeleton:
         self.file_paths: list[str] = []
         """Where each of the request's additional files is to be laid; empty for nowhere."""
         self._sorted: list[str] = []  # the entries' paths: those below one stand together
-        self._files: list[
-            str
-        ] = []  # those of no directories, but for what lies in such; see path_key
+        # those of no directories, but for what lies in such, in the order of path_key
+        self._files: list[str] = []
         self._layout = layout
         for number in range(len(layout.mounts)) if numbers is None else numbers:
             self._add_mount(number)
@@ -135,7 +134,7 @@ class Skeleton:
         if known is None:
             insort(self._sorted, path)
             if kind != "directory":
-                self._add_file(path_key(path))
+                self._add_file(path)
         if known is None or (kind == "file" and known.kind != "directory"):
             default = _FILE_MODE if kind == "file" else _DIRECTORY_MODE
             known = self.entries[path] = Entry(kind, claimant, default, contents)
@@ -158,18 +157,17 @@ class Skeleton:
             return Conflict(path, self._claim(there.claimant), self._claim(claimant))
         return Conflict(path, self._claim(claimant), self._claim(there.claimant))
 
-    def _add_file(self, key: str) -> None:
-        i = j = bisect_left(self._files, key)
-        while j < len(self._files) and self._files[j].startswith(key):
+    def _add_file(self, path: str) -> None:
+        i = j = bisect_left(self._files, path_key(path), key=path_key)
+        while j < len(self._files) and lies_in(self._files[j], path):
             j += 1
-        self._files[i:j] = [key]
+        self._files[i:j] = [path]
 
     def _file_above(self, path: str) -> str | None:
         """Return the first part of a path that is no directory; it may have thousands of parts."""
-        key = path_key(path)
-        i = bisect_left(self._files, key)
-        is_above = i > 0 and key.startswith(self._files[i - 1])
-        return path[: len(self._files[i - 1]) - 1] if is_above else None
+        i = bisect_left(self._files, path_key(path), key=path_key)
+        above = self._files[i - 1] if i else ""
+        return above if above and lies_in(path, above) else None
 
     def _first_below(self, path: str) -> Entry | None:
         i = bisect_left(self._sorted, f"{path}/")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
@@ -45,9 +46,10 @@ class Build:
         """
         layout, files = self.layout, self.request.additional_files
         before, of_host = range(layout.inputs.start), (*layout.ro_paths, *layout.host_files)
-        made = [*map(layout.place, before), self.working_dir, *(f"/{file.path}" for file in files)]
+        made = [*map(layout.place, before), self.working_dir]
         mounted = [*map(layout.place, of_host)]
-        lain_in = {n for place in (*made, *mounted) for n in layout.over(place, layout.inputs)}
+        places = chain(made, mounted, (f"/{file.path}" for file in files))
+        lain_in = {n for place in places for n in layout.over(place, layout.inputs)}
         first = layout.inputs[:1]
         may_be_files = [*mounted, *map(layout.place, first)]
         if not (files or lain_in or _any_lies_in(made, may_be_files)):
