@@ -265,9 +265,7 @@ def many_paths() -> BuildRequest:
 @pytest.mark.parametrize(
     ("bulk", "thread"),
     [
-        pytest.param(
-            [build_request(additional_files=[{"path": "build/a"}])], "call-lane", id="odd"
-        ),
+        pytest.param([odd()], "call-lane", id="odd"),
         pytest.param([many_paths()], "large", id="paths"),
         pytest.param([odd(20_000)], "large", id="bytes"),
         pytest.param([build_request(), many_paths()], "large", id="one_of_two"),

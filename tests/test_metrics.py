@@ -7,11 +7,12 @@ import os
 import signal
 import socket
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support import build_request, file, running_server
+from support import RunningServer, build_request, file, running_server
 from test_workers import children, start, wait_until
 
 from servers import resident
@@ -135,13 +136,25 @@ def test_where_metrics_are_served(
             assert of(scrape(f"{host}:{port}"), "specgen_worker_restarts_total") == 0
 
 
-def test_connections_that_do_not_go_on_make_room(tmp_path: Path, unused_address: str) -> None:
-    flags = ("--workers", "1", "--metrics", unused_address)
-    host, _, port = unused_address.rpartition(":")
+@contextlib.contextmanager
+def metrics_served(
+    tmp_path: Path, address: str
+) -> Iterator[tuple[RunningServer, Callable[[], socket.socket]]]:
+    """Run a server with metrics; yield it, and what connects to them."""
+    flags = ("--workers", "1", "--metrics", address)
+    host, _, port = address.rpartition(":")
     with (
         running_server("127.0.0.1:0", tmp_path / "log", *flags) as server,
         contextlib.ExitStack() as stack,
     ):
+        yield (
+            server,
+            lambda: stack.enter_context(socket.create_connection((host, int(port)), 10)),
+        )
+
+
+def test_connections_that_do_not_go_on_make_room(tmp_path: Path, unused_address: str) -> None:
+    with metrics_served(tmp_path, unused_address) as (server, connect):
         pid = server.process.pid
 
         def open_files() -> int:
@@ -150,7 +163,7 @@ def test_connections_that_do_not_go_on_make_room(tmp_path: Path, unused_address:
         before = open_files()
         idle = []
         for _ in range(100):
-            idle.append(stack.enter_context(socket.create_connection((host, int(port)), 10)))
+            idle.append(connect())
             idle[-1].sendall(b"GET /metrics HTTP/1.1\r\nX: ")
         wait_until(lambda: idle[80].recv(1) == b"", "the oldest ended")
         wait_until(lambda: open_files() <= before + 16, "their descriptors closed")
@@ -171,16 +184,11 @@ def test_a_connection_that_says_nothing_ends(tmp_path: Path, unused_address: str
 
 
 def test_headers_without_end_are_not_kept(tmp_path: Path, unused_address: str) -> None:
-    flags = ("--workers", "1", "--metrics", unused_address)
-    host, _, port = unused_address.rpartition(":")
-    with (
-        running_server("127.0.0.1:0", tmp_path / "log", *flags) as server,
-        contextlib.ExitStack() as stack,
-    ):
+    with metrics_served(tmp_path, unused_address) as (server, connect):
         assert scrape(unused_address)
         before = resident(server.process.pid)
         for _ in range(16):
-            end = stack.enter_context(socket.create_connection((host, int(port)), 10))
+            end = connect()
             with contextlib.suppress(OSError):  # it is closed meanwhile
                 end.sendall(b"GET /metrics HTTP/1.1\r\n" + (b"X: " + b"x" * 60_000 + b"\r\n") * 95)
         assert scrape(unused_address)

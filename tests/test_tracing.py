@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from support import build_request, running_server
+from support import RunningServer, build_request, running_server
 from test_workers import wait_until
 
 from specgen_client import SpecClient
@@ -60,40 +61,45 @@ def collector() -> Iterator[Collector]:
         thread.join()
 
 
-def test_each_call_is_a_span(
-    tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
-    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
-    with running_server("127.0.0.1:0", tmp_path / "log", "--workers", "1") as server:
-        with SpecClient(server.address) as client:
-            client.generate(build_request())
-            list(client.generate_many([build_request()]))
+Traced = Callable[..., AbstractContextManager[tuple[RunningServer, SpecClient]]]
+
+
+@pytest.fixture
+def traced(tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> Traced:
+    """Runs a server that is to send spans to the collector, under these variables."""
+
+    @contextmanager
+    def run(**environment: str) -> Iterator[tuple[RunningServer, SpecClient]]:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with (
+            running_server("127.0.0.1:0", tmp_path / "log", "--workers", "1") as server,
+            SpecClient(server.address) as client,
+        ):
+            yield server, client
+
+    return run
+
+
+def test_each_call_is_a_span(collector: Collector, traced: Traced) -> None:
+    with traced(OTEL_BSP_SCHEDULE_DELAY="200") as (_, client):
+        client.generate(build_request())
+        list(client.generate_many([build_request()]))
         wait_until(lambda: len(collector.spans) >= 2, "two spans")
     assert "specgen.v1.SpecService/GenerateSpec" in {name.lstrip("/") for name in collector.spans}
 
 
-def test_nothing_is_sent_where_it_is_switched_off(
-    tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
-    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
-    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
-    with running_server("127.0.0.1:0", tmp_path / "log", "--workers", "1") as server:
-        with SpecClient(server.address) as client:
-            client.generate(build_request())
+def test_nothing_is_sent_where_it_is_switched_off(collector: Collector, traced: Traced) -> None:
+    with traced(OTEL_SDK_DISABLED="true", OTEL_BSP_SCHEDULE_DELAY="100") as (_, client):
+        client.generate(build_request())
         threading.Event().wait(0.5)
     assert collector.spans == []
 
 
-def test_the_spans_of_the_last_seconds_are_sent(
-    tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
-    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "60000")
-    with running_server("127.0.0.1:0", tmp_path / "log", "--workers", "1") as server:
-        with SpecClient(server.address) as client:
-            client.generate(build_request())
+def test_the_spans_of_the_last_seconds_are_sent(collector: Collector, traced: Traced) -> None:
+    with traced(OTEL_BSP_SCHEDULE_DELAY="60000") as (_, client):
+        client.generate(build_request())
         assert collector.spans == []
     assert len(collector.spans) == 1
 
@@ -101,12 +107,7 @@ def test_the_spans_of_the_last_seconds_are_sent(
 @pytest.mark.parametrize(
     ("name", "value"), [("OTEL_PROPAGATORS", "nonesuch"), ("OTEL_BSP_MAX_QUEUE_SIZE", "10")]
 )
-def test_variables_that_cannot_be_used(
-    name: str, value: str, tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
-    monkeypatch.setenv(name, value)
-    with running_server("127.0.0.1:0", tmp_path / "log", "--workers", "1") as server:
-        with SpecClient(server.address) as client:
-            assert client.generate(build_request()).json
+def test_variables_that_cannot_be_used(name: str, value: str, traced: Traced) -> None:
+    with traced(**{name: value}) as (server, client):
+        assert client.generate(build_request()).json
         assert "warning: no tracing: " in server.log.read_text()

@@ -59,6 +59,11 @@ class PathTree:
                 above = self._above[above]
             self._above.append(above)
 
+    @property
+    def is_nested(self) -> bool:
+        """Whether one of them lies in another."""
+        return max(self._above, default=-1) >= 0
+
     def at_or_above(self, path: str) -> list[str]:
         """Return those at or above a path, by components, the longest first."""
         key, found = path_key(path), []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from itertools import chain
@@ -13,6 +12,7 @@ import msgspec
 from .. import oci
 from ..layout import Layout
 from ..options import SpecOptions
+from ..paths import PathTree
 from ..request import Request
 from ..skeleton import Conflict, Skeleton
 
@@ -70,12 +70,8 @@ class Build:
 
 def _any_lies_in(directories: Iterable[str], files: Iterable[str]) -> bool:
     """Whether any of the paths lies at or in one of the files, or a file in another."""
-    tops = sorted({f"{path.rstrip('/')}/" for path in files})
-    if any(map(str.startswith, tops[1:], tops)):  # what lies in one comes right after it
-        return True
-    paths = [f"{path}/" for path in directories]
-    behind = [bisect_right(tops, path) for path in paths]
-    return any(i and path.startswith(tops[i - 1]) for path, i in zip(paths, behind))
+    tree = PathTree(files)
+    return tree.is_nested or any(map(tree.at_or_above, directories))
 
 
 Findings: TypeAlias = Iterator[tuple[str, dict[str, Any]]]

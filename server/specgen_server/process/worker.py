@@ -78,7 +78,8 @@ def serve(
     while not _signalled(3600.0):
         pass
     drained = _drain(server, settings)
-    server.close()  # before the end of what is logged, which it would hold up
+    if not drained:  # else it is closed
+        server.close()  # before the end of what is logged, which it would hold up
     call_log.close()
     return 0 if drained else 1
 

@@ -104,8 +104,6 @@ def make_frame(key: FrameKey, plain: Plain) -> Frame:
         NotRoutineError: the answer hangs on which inputs or outputs there are, or the plain way
             refuses this.
     """
-    if len(key.scratch_paths) > _MOST_PATHS:
-        raise NotRoutineError
     mark = f"/{key.inputs_dir}/{_INPUT.file.name.decode()}"
     if path_problems(key.command, absolute=True):
         raise NotRoutineError  # it leads where it does not seem to

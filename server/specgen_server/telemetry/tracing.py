@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import grpc
@@ -14,7 +13,7 @@ from ..rpc.service import SERVICE_NAME
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.trace import Span, Tracer
+    from opentelemetry.trace import Span
 
 __all__ = ["CallTracer", "call_tracer"]
 
@@ -58,11 +57,7 @@ def call_tracer() -> CallTracer | None:
     except Exception as error:
         logger.warning("no tracing: %s", error)
         return None
-    return CallTracer(provider.get_tracer("specgen_server"), partial(_flush, provider))
-
-
-def _flush(provider: TracerProvider) -> None:
-    provider.force_flush(_MOST_TO_FLUSH)
+    return CallTracer(provider)
 
 
 class CallTracer:
@@ -72,10 +67,13 @@ class CallTracer:
     gRPC looks for on them, such as their thread pool, is lost.
     """
 
-    def __init__(self, tracer: Tracer, flush: Callable[[], None]) -> None:
-        self._tracer = tracer
-        self.flush = flush
+    def __init__(self, provider: TracerProvider) -> None:
+        self._provider = provider
+        self._tracer = provider.get_tracer("specgen_server")
+
+    def flush(self) -> None:
         """Send the spans of the last seconds, for two seconds at most."""
+        self._provider.force_flush(_MOST_TO_FLUSH)
 
     def begin(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> Span:
         """Begin the span of a call, below the caller's own if its metadata has one."""

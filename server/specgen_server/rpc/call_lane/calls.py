@@ -124,8 +124,8 @@ class Call:
 
     def _take(self, wire: bytes) -> None:
         """See to it that a message is answered."""
-        self.others_wait = self.method.is_light(wire)
-        if self.others_wait:
+        if self.method.is_light(wire):
+            self.others_wait = True
             self.lane.gathered.append((self, wire))
         else:
             self._leave_to_helper(wire)
