@@ -178,7 +178,7 @@ def running_server(listen: str, log: Path, *flags: str) -> Iterator[RunningServe
     command = [sys.executable, "-m", "specgen_server", "--listen", listen, *flags]
     with (
         log.open("wb") as stderr,
-        subprocess.Popen(command, stderr=stderr, start_new_session=True) as process,
+        subprocess.Popen(command, stderr=stderr, process_group=0) as process,
     ):
         try:
             yield RunningServer(process, _listening_address(process, log), log)

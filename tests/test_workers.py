@@ -92,6 +92,14 @@ def test_a_stop_signal_ends_all_with_exit_code_0(
         assert "Traceback" not in server.log.read_text()
 
 
+def test_workers_are_of_the_session_of_the_server(tmp_path: Path) -> None:
+    """Ctrl-C is not for them, but on Linux a session can starve beside others (autogroups)."""
+    with running_server("127.0.0.1:0", tmp_path / "log", *TWO_WORKERS) as server:
+        pids = [server.process.pid, *children(server.process.pid)]
+        assert [os.getpgid(pid) for pid in pids] == pids
+        assert {os.getsid(pid) for pid in pids} == {os.getsid(0)}
+
+
 def test_no_orphan_stays_when_the_supervisor_is_killed(tmp_path: Path) -> None:
     with running_server("127.0.0.1:0", tmp_path / "log", *TWO_WORKERS) as server:
         workers = children(server.process.pid)

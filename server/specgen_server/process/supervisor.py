@@ -93,7 +93,12 @@ class _Worker:
             self._serving_since = self._serving_since or time.monotonic()
 
     def _start(self) -> None:
-        """Start a process. It has a session of its own: Ctrl-C is for us to pass on."""
+        """Start a process.
+
+        It has a process group of its own, for Ctrl-C is for us to pass on; but not a session:
+        Linux gives each one a share of the processor (autogroups), and between those of a
+        busy machine workers were seen to get nothing for half a minute.
+        """
         self._serving_since = None
         self._silent_looks = 0
         if self._reports:
@@ -105,7 +110,7 @@ class _Worker:
                     "specgen_server.process.worker",
                     settings=self._settings,
                     stdout=theirs.fileno(),
-                    start_new_session=True,
+                    process_group=0,
                 )
         except (OSError, MemoryError) as error:
             self._failed(f"cannot be started ({error})")
