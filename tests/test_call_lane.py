@@ -496,8 +496,10 @@ def test_metadata_and_small_answers_are_bounded(
         stalled = [
             stall(_nothing_until(never), timeout=SECONDS, metadata=metadata) for _ in range(20)
         ]
-        wait_until(lambda: sum(call.done() for call in stalled) >= 8, "some gave way")
-        assert {call.code() for call in stalled if call.done()} == {EXHAUSTED}
+        wait_until(lambda: sum(call.done() for call in stalled) == 10, "ten that gave way")
+        # or cut off at once, as the lane has no patience here
+        codes = {call.code() for call in stalled if call.done()}
+        assert codes <= {EXHAUSTED, grpc.StatusCode.CANCELLED}
         assert "300000 bytes of metadata and answers are held" in caplog.text
         never.set()
         wait_until(lambda: not server._way.open, "no call left")

@@ -41,6 +41,7 @@ class Call:
             "came",
             "core",
             "deadline",
+            "gives_way",
             "holds",
             "lane",
             "metadata",
@@ -65,6 +66,7 @@ class Call:
         self.waits_since = 0.0
         self.receives = False  # a message
         self.others_wait = False  # for its answer
+        self.gives_way = False  # to another call
         self.holds = 0  # bytes of a large answer on its way
         self._small = 0  # bytes of what else it holds, as they count in lane.small
         self._hold_small(sum([len(value) for _, value in self.metadata]) * _METADATA_TAKES)
@@ -223,12 +225,17 @@ class Call:
         self._start(batch, self._left)
 
     def give_way(self, why: Overloaded) -> None:
-        """End a call that waits for its client."""
-        self.waits_since = 0.0
+        """End a call, for there is no place for it or another one gets its place."""
+        self.gives_way = True
         if self.status is None and not self.holds:
             self.finish(status_of(why))
         else:
-            self.core.cancel()  # what it sends is stuck, and so would be a status
+            self.cut_off()  # what it sends is stuck, and so would be a status
+
+    def cut_off(self) -> None:
+        """End a call whose client does not read."""
+        self.waits_since = 0.0
+        self.core.cancel()
 
     def _left(self, event: Any) -> None:
         self._has_left = True

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from ..calls import Calls, Limit, Method, Refusals
-from ..errors import Overloaded, status_of
+from ..errors import Overloaded
 from ..lingering import is_read
 from .calls import KINDS, UNKNOWN, Call, Watch
 from .core import add_port, completion_queue, core_server
@@ -275,10 +275,9 @@ class CallLane:
         if is_full:
             error = refusals.one()
             other = self._longest_waiting()
+            (other or call).give_way(error)
             if not other:
-                call.finish(status_of(error))
                 return
-            other.give_way(error)
         call.begin()
         if self.receiving > self._most_receive:
             other = self._longest_waiting(lambda call: call.receives and not call.status)
@@ -286,11 +285,17 @@ class CallLane:
                 other.give_way(self._too_many_receive.one())
 
     def _longest_waiting(self, kind: Callable[[Call], bool] = lambda _: True) -> Call | None:
-        """Return the oldest call of a kind that has waited for its client for long."""
+        """Return the oldest call of a kind that has waited for its client for long.
+
+        Not one that gave way before: its place is another's already. It ends without its status.
+        """
         long_ago = perf_counter() - _PATIENCE
-        long_here = takewhile(lambda call: call.came < long_ago, list(self.open))
-        waiting = (c for c in long_here if 0 < c.waits_since < long_ago and kind(c))
-        return next(waiting, None)
+        for call in takewhile(lambda call: call.came < long_ago, list(self.open)):
+            if 0 < call.waits_since < long_ago and kind(call):
+                if not call.gives_way:
+                    return call
+                call.cut_off()
+        return None
 
     def _give_up(self, core: Any) -> None:
         """End a call that could not be gone on with; ask while that is being handled."""
