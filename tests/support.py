@@ -173,12 +173,14 @@ class RunningServer:
 
 
 @contextlib.contextmanager
-def running_server(listen: str, log: Path, *flags: str) -> Iterator[RunningServer]:
+def running_server(
+    listen: str, log: Path, *flags: str, preexec_fn: Callable[[], object] | None = None
+) -> Iterator[RunningServer]:
     """Run the real command, with its standard error in ``log``."""
     command = [sys.executable, "-m", "specgen_server", "--listen", listen, *flags]
     with (
         log.open("wb") as stderr,
-        subprocess.Popen(command, stderr=stderr, process_group=0) as process,
+        subprocess.Popen(command, stderr=stderr, process_group=0, preexec_fn=preexec_fn) as process,
     ):
         try:
             yield RunningServer(process, _listening_address(process, log), log)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +333,21 @@ def test_it_ends_with_the_server(how: signal.Signals, tmp_path: Path) -> None:
         server.process.send_signal(how)
         server.process.wait(SECONDS)
         wait_until(lambda: not _runs(side), "the end of the side process")
+
+
+def test_a_supervisor_that_adopts_it_lets_it_go(tmp_path: Path) -> None:
+    """As the first process of a container does; here by PR_SET_CHILD_SUBREAPER."""
+    adopt = partial(ctypes.CDLL(None).prctl, 36, 1)
+    with running_server(
+        "127.0.0.1:0", tmp_path / "log", "--workers", "2", preexec_fn=adopt
+    ) as server:
+        with grpc.insecure_channel(server.address) as channel:
+            assert Socket(channel).unary(very_large()).code is grpc.StatusCode.OK
+        [worker] = [pid for pid in children(server.process.pid) if children(pid)]
+        [side] = children(worker)
+        os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: not Path(f"/proc/{side}").exists(), "no side process, nor its zombie")
+        wait_until(lambda: len(children(server.process.pid)) == 2, "another worker")
 
 
 def _runs(pid: int) -> bool:

@@ -8,11 +8,13 @@ what they count. It is one loop: nothing that a worker does or leaves undone can
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import msgspec
 
@@ -128,6 +130,10 @@ class _Worker:
         if self._process:
             self._process.send_signal(number)
 
+    def is_process(self, pid: int) -> bool:
+        """Return whether the process is this one, alive or not."""
+        return self._process is not None and self._process.pid == pid
+
     def exit_code(self) -> int | None:
         """Return the exit code once the process has ended, None before."""
         self.receive_reports()
@@ -156,6 +162,7 @@ def supervise(settings: Settings, metrics: Metrics, dropped: Callable[[], int]) 
             worker.receive_reports()
             worker.kill_if_silent()
             worker.restart_if_dead()
+        _let_adopted_go(workers)
         metrics.log_lines_dropped(dropped())
         serving = [worker for worker in workers if worker.has_served]
         if not said and serving and all(w.has_served or w.failures for w in workers):
@@ -182,6 +189,15 @@ def _stop(workers: list[_Worker], settings: Settings) -> int:
             logger.error("killing the workers that have not ended")
             _end(workers, signal.SIGKILL)
     return 1 if any(worker.exit_code() for worker in workers) else 0
+
+
+def _let_adopted_go(workers: list[_Worker]) -> None:
+    """Let processes end that became ours when their worker died, as this is a container's first."""
+    with suppress(ChildProcessError):  # there is no process at all
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if any(worker.is_process(ended.si_pid) for worker in workers):
+                return  # its end is for restart_if_dead to see, at the next look
+            os.waitpid(ended.si_pid, 0)
 
 
 def _end(workers: list[_Worker], number: int) -> None:
