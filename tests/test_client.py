@@ -179,6 +179,21 @@ def test_threads_share_a_client(client: SpecClient) -> None:
     assert specs == [generate(request, OwnSpecOptions()) for request in requests]
 
 
+def test_each_client_has_its_own_connection() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        ThreadPoolExecutor(2) as threads,
+        SpecClient(f"127.0.0.1:{listener.getsockname()[1]}", timeout=SECONDS) as one,
+        SpecClient(f"127.0.0.1:{listener.getsockname()[1]}", timeout=SECONDS) as other,
+    ):
+        calls = [threads.submit(client.generate, build_request()) for client in (one, other)]
+        listener.settimeout(SECONDS / 2)
+        with listener.accept()[0], listener.accept()[0]:
+            one.close()
+            other.close()
+        assert all(isinstance(call.exception(), SpecgenError) for call in calls)
+
+
 # --- generate_many --------------------------------------------------------------------
 
 
