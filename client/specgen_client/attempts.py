@@ -11,7 +11,7 @@ __all__ = ["Attempts"]
 
 # A spec is a pure function of its request, so asking again is always safe. gRPC's own retries
 # end where an answer begins, so they are made here.
-_MOST_ATTEMPTS = 5  # in a row that brought no answer
+_MOST_ATTEMPTS = 6  # in a row that brought no answer; a busy machine starts a server in 3 s
 _PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds before the second attempt; doubled for each one more
 # CANCELLED, where we did not cancel: the server stopped before it looked at the call
 _TRY_AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)

@@ -156,8 +156,8 @@ class SpecClient:
             ("grpc.service_config", json.dumps(service_config)),
             ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-            # gRPC's channels to one server would share a connection, and those that follow its health
-            # then race when it is lost: grpcio 1.85 crashed there
+            # gRPC's channels to one server would share a connection, and those that follow its
+            # health then race when it is lost: grpcio 1.85 crashed there
             ("grpc.use_local_subchannel_pool", 1),
             # a server that restarts is back in less than a second
             ("grpc.initial_reconnect_backoff_ms", 100),

@@ -1,4 +1,7 @@
-"""Profiles: whose sandbox a spec is, as defaults of the options that it hangs on."""
+"""Profiles: whose sandbox a spec is, as defaults of the options that it hangs on.
+
+The *seed*, here and elsewhere, is what this project grew from: tvix's ``make_spec``, in Rust.
+"""
 
 from __future__ import annotations
 

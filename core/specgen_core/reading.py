@@ -1,6 +1,6 @@
 """BuildRequest -> Request: every rule of a build request, in the order of its fields.
 
-Those of inputs and variables stand in elements.py; no other room reads the message. All broken
+Those of inputs and variables stand in elements.py; no other module reads the message. All broken
 rules are reported together. Sources: tvix, build/src/proto/mod.rs (``TryFrom<BuildRequest>``)
 and castore/src/proto/mod.rs, and the comments of protos/tvix/build/protos/build.proto. Rules
 marked "stricter" are ours: there tvix panics, or makes a spec that no runtime can start. Laxer

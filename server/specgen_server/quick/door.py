@@ -1,4 +1,4 @@
-"""The one door of this room: bytes of a request in, bytes of its answer out, or None."""
+"""The one door of this package: bytes of a request in, bytes of its answer out, or None."""
 
 from __future__ import annotations
 
