@@ -27,7 +27,7 @@ from typing import Any
 
 import grpc
 
-from servers import Running, resident, running_server
+from servers import Running, children, resident, running_server
 from specgen_client import SpecClient, SpecgenError
 from tvix.build.protos.build_pb2 import BuildRequest
 
@@ -188,11 +188,6 @@ def garbage(address: str) -> Iterator[Callable[[], int]]:
     finally:
         stop.set()
         thread.join()
-
-
-def children(pid: int) -> list[int]:
-    """Return the processes that this one has started."""
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def listens(pid: int, port: int) -> bool:

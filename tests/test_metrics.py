@@ -173,13 +173,8 @@ def test_connections_that_do_not_go_on_make_room(tmp_path: Path, unused_address:
 
 
 def test_a_connection_that_says_nothing_ends(tmp_path: Path, unused_address: str) -> None:
-    flags = ("--workers", "1", "--metrics", unused_address)
-    host, _, port = unused_address.rpartition(":")
-    with (
-        running_server("127.0.0.1:0", tmp_path / "log", *flags) as server,
-        socket.create_connection((host, int(port)), 15) as idle,
-    ):
-        assert idle.recv(1) == b""
+    with metrics_served(tmp_path, unused_address) as (server, connect):
+        assert connect().recv(1) == b""
         assert "Traceback" not in server.log.read_text()
 
 
